@@ -1,0 +1,11 @@
+import { defineConfig } from "vitest/config"
+
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: { name: "core", root: "packages/core", include: ["test/**/*.test.ts"] }
+      }
+    ]
+  }
+})
