@@ -4,7 +4,12 @@ export default defineConfig({
   test: {
     projects: [
       {
-        test: { name: "core", root: "packages/core", include: ["test/**/*.test.ts"] }
+        test: {
+          name: "core",
+          root: "packages/core",
+          include: ["test/**/*.test.ts"],
+          typecheck: { enabled: true, include: ["test-types/**/*.test-d.ts"], tsconfig: "tsconfig.test.json" }
+        }
       }
     ]
   }
