@@ -2,6 +2,7 @@ import { defineConfig } from "vitest/config"
 
 export default defineConfig({
   test: {
+    silent: "passed-only",
     projects: [
       {
         test: {
@@ -10,6 +11,9 @@ export default defineConfig({
           include: ["test/**/*.test.ts"],
           typecheck: { enabled: true, include: ["test-types/**/*.test-d.ts"], tsconfig: "tsconfig.test.json" }
         }
+      },
+      {
+        test: { name: "docs", root: "docs", include: ["test/**/*.test.ts"] }
       }
     ]
   }
