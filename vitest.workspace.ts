@@ -14,6 +14,9 @@ export default defineConfig({
       },
       {
         test: { name: "docs", root: "docs", include: ["test/**/*.test.ts"] }
+      },
+      {
+        test: { name: "runtimes", root: "packages/runtimes", include: ["test/**/*.test.ts"], testTimeout: 60_000 }
       }
     ]
   }
