@@ -1,1 +1,6 @@
-export {}
+/**
+ * @since 0.1.0
+ */
+export * as Epilogue from "./Epilogue.ts"
+export * as SqlEpilogue from "./SqlEpilogue.ts"
+export * as TestEpilogue from "./TestEpilogue.ts"

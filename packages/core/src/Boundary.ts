@@ -1,0 +1,239 @@
+/**
+ * The boundary: collects the intents of a core effect, and ends in a commit or a discard.
+ *
+ * @since 0.1.0
+ */
+import { isReadonlyArrayNonEmpty } from "effect/Array"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { Committed, type RunOptions } from "./Committed.ts"
+import { Deferred, Queue } from "./Deferred.ts"
+import { type Engine, Epilogue } from "./Engine.ts"
+import * as Sql from "./internal/sql.ts"
+import * as Stm from "./internal/stm.ts"
+import * as Metrics from "./Metrics.ts"
+import { type CommitError, EpilogueError, type Outcome } from "./Outcome.ts"
+
+/**
+ * Options of `atomicWith` and `reportWith`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface BoundaryOptions extends RunOptions {
+  /**
+   * Makes a boundary inside another one an outermost boundary of its own: its intents run when it commits, whatever
+   * becomes of the other. Defaults to `false`.
+   */
+  readonly isolated?: boolean | undefined
+}
+
+/** Where a boundary leaves the outcomes of its intents, for a caller who wants a report and not an error. */
+export interface Outcomes {
+  outcomes: ReadonlyArray<Outcome>
+}
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** Opens a boundary around `core`: an outermost one, or a savepoint where one is open. */
+export const open = <A, E, R>(
+  core: Effect.Effect<A, E, R>,
+  options: BoundaryOptions,
+  report: Outcomes | undefined
+): Effect.Effect<A, E | EpilogueError<A> | CommitError, Exclude<R, Deferred> | Epilogue> =>
+  Effect.withFiber((fiber) => {
+    // The types have asked for it; everything else that is in the context passes through.
+    const context = fiber.context as Context.Context<Epilogue>
+    const outer = Context.getOrUndefined(context, Deferred)
+    if (outer?.kind === "boundary" && outer.isOpen && options.isolated !== true) {
+      return openInside(outer, core, report)
+    }
+    const boundary = new Boundary(Context.get(context, Epilogue), options, report, context)
+    if (Stm.inContext(context) === undefined) return boundary.around(core)
+    return Effect.flatMap(
+      Stm.isActive(fiber),
+      (active) => active ? insideOut("A boundary was opened") : boundary.around(core)
+    )
+  })
+
+/** The defect of work that would be done once for every attempt of a transaction. */
+export const insideOut = (what: string): Effect.Effect<never> =>
+  Effect.die(
+    new Error(
+      `Epilogue: ${what} inside \`Effect.tx\`, whose body runs again whenever it conflicts. Turn them inside out: put `
+        + `the \`Effect.tx\` inside the boundary.`
+    )
+  )
+
+/** Opens a savepoint: a boundary inside `outer`. */
+export const openInside = <A, E, R>(
+  outer: Queue,
+  core: Effect.Effect<A, E, R>,
+  report: Outcomes | undefined
+): Effect.Effect<A, E | CommitError, Exclude<R, Deferred>> => {
+  const queue = new Queue("boundary", outer.host, outer)
+  // Only inside the engine's own transaction is there something to set a savepoint in.
+  const transact = outer.owns.length > 0 ? outer.host.transact : undefined
+  const body = Effect.updateContext(core, (context: Context.Context<Exclude<R, Deferred>>) => {
+    queue.owns = transact === undefined ? outer.owns : Sql.openIn(context).map(({ level }) => level)
+    return Context.add(context, Deferred, queue) as Context.Context<R>
+  })
+  const end = (exit: Exit.Exit<unknown, unknown>) => {
+    if (Exit.isFailure(exit)) return discard(queue, exit.cause)
+    if (report !== undefined) report.outcomes = queue.view().map(({ intent }) => ({ _tag: "Postponed", intent }))
+    return outer.absorb(queue)
+  }
+  return transact === undefined
+    ? Effect.onExitPrimitive(body, end)
+    : Effect.uninterruptibleMask((restore) => Effect.onExitPrimitive(transact(body, restore), end))
+}
+
+/** Ends a boundary without a trace, but for its rollback hooks. */
+const discard = (queue: Queue, cause: Cause.Cause<unknown>): Effect.Effect<void> | undefined => {
+  const ended = queue.discard()
+  const hooks = queue.takeHooks()
+  if (hooks.length === 0) return ended
+  const run = Effect.forEach(
+    hooks,
+    (hook) =>
+      Effect.updateContext(Effect.suspend(() => hook.run(cause)), (_: Context.Context<never>) => Sql.omitFrom(hook.context)).pipe(
+        Effect.ignoreCause({ log: "Error", message: "A rollback hook failed; the other hooks run all the same" })
+      ),
+    { discard: true }
+  )
+  return ended === undefined ? run : Effect.andThen(ended, run)
+}
+
+/** An outermost boundary. */
+class Boundary {
+  private readonly engine: Engine
+  private readonly options: BoundaryOptions
+  private readonly report: Outcomes | undefined
+  private readonly context: Context.Context<never>
+  private readonly queue: Queue
+  /** Set once the core has succeeded. */
+  private committed: Committed | undefined = undefined
+  /** Whether a SQL transaction was open then, and how many of those that were have not committed yet. */
+  private inTransaction = false
+  private waiting = 0
+  private isPostponed = false
+
+  constructor(engine: Engine, options: BoundaryOptions, report: Outcomes | undefined, context: Context.Context<never>) {
+    this.engine = engine
+    this.options = options
+    this.report = report
+    this.context = context
+    this.queue = new Queue("boundary", engine, undefined)
+  }
+
+  around<A, E, R>(
+    core: Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | EpilogueError<A> | CommitError, Exclude<R, Deferred>> {
+    const { transact } = this.engine
+    const body = this.collect(core)
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.onExitPrimitive(
+        transact === undefined ? restore(body) : transact(body, restore),
+        (exit) => this.end(exit, restore)
+      )
+    )
+  }
+
+  /** Runs the core with its queue. */
+  private collect<A, E, R>(core: Effect.Effect<A, E, R>): Effect.Effect<A, E, Exclude<R, Deferred>> {
+    const { ignoresTransactions, transact } = this.engine
+    const body = Effect.updateContext(core, (context: Context.Context<Exclude<R, Deferred>>) => {
+      const inside = ignoresTransactions ? Sql.detach(context) : context
+      if (ignoresTransactions || transact !== undefined) {
+        const outside = Sql.openIn(this.context).map(({ level }) => level)
+        this.queue.owns = Sql.openIn(inside).flatMap(({ level }) => outside.includes(level) ? [] : [level])
+      }
+      return Context.add(inside, Deferred, this.queue) as Context.Context<R>
+    })
+    // A transaction can be waited for only as long as it is open, so this end comes before the end of that.
+    return transact !== undefined || (Sql.isInside(this.context) && !ignoresTransactions)
+      ? Effect.onExitPrimitive(body, (exit) => Exit.isSuccess(exit) ? this.seal : undefined)
+      : body
+  }
+
+  /** The core has succeeded: what it registered is settled, but for the SQL transactions that are open. */
+  private readonly seal: Effect.Effect<void> = Effect.withFiber((fiber) =>
+    Effect.andThen(
+      this.queue.end() ?? Effect.void,
+      Effect.suspend(() => {
+        this.committed = new Committed(this.queue.take(), this.engine, this.options)
+        return Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
+      })
+    )
+  )
+
+  private awaitCommit(transaction: Sql.Open): Effect.Effect<void> {
+    const committed = Effect.suspend(() =>
+      --this.waiting === 0 && this.isPostponed
+        ? this.commit((committed) => this.engine.tell(committed))
+        : Effect.void
+    )
+    return Effect.map(Sql.afterCommit(transaction, this.engine.client, "a boundary", committed), (isOpen) => {
+      if (!isOpen) return
+      this.inTransaction = true
+      this.waiting++
+    })
+  }
+
+  private end(exit: Exit.Exit<unknown, unknown>, restore: Restore): Effect.Effect<void, EpilogueError<never>> | undefined {
+    // An interruption may come between the COMMIT and here: what is committed stays committed.
+    if (Exit.isFailure(exit) && !(this.inTransaction && this.waiting === 0)) {
+      Metrics.boundariesDiscarded.updateUnsafe(1, this.context)
+      return discard(this.queue, exit.cause)
+    }
+    if (this.committed === undefined) {
+      const ended = this.queue.end()
+      if (ended !== undefined) return Effect.andThen(ended, Effect.suspend(() => this.endNow(exit, restore) ?? Effect.void))
+    }
+    return this.endNow(exit, restore)
+  }
+
+  private endNow(
+    exit: Exit.Exit<unknown, unknown>,
+    restore: Restore
+  ): Effect.Effect<void, EpilogueError<never>> | undefined {
+    // A transaction around it that rolls back later has no event, so it counts as committed.
+    Metrics.boundariesCommitted.updateUnsafe(1, this.context)
+    const committed = this.committed ??= new Committed(this.queue.take(), this.engine, this.options)
+    if (committed.isEmpty) return undefined
+    if (this.waiting > 0) {
+      this.isPostponed = true
+      if (this.report !== undefined) this.report.outcomes = committed.outcomes
+      return undefined
+    }
+    return this.commit((committed) => this.answer(exit, committed, restore))
+  }
+
+  private commit<E>(
+    then: (committed: Committed) => Effect.Effect<void, E>
+  ): Effect.Effect<void, E> {
+    const committed = this.committed!
+    committed.settle()
+    return Effect.flatMap(this.engine.commit(committed), () => {
+      if (this.report !== undefined) this.report.outcomes = committed.outcomes
+      return committed.hasFailures ? then(committed) : Effect.void
+    })
+  }
+
+  /** Tells the caller of the failures, or the log if the caller has been interrupted meanwhile. */
+  private answer(
+    exit: Exit.Exit<unknown, unknown>,
+    committed: Committed,
+    restore: Restore
+  ): Effect.Effect<void, EpilogueError<never>> {
+    return Effect.flatMap(Effect.exit(restore(Effect.void)), (reached) => {
+      if (Exit.isFailure(exit) || Exit.isFailure(reached)) return this.engine.tell(committed)
+      const failures = committed.takeUntold()
+      return this.report === undefined && isReadonlyArrayNonEmpty(failures)
+        ? Effect.fail(new EpilogueError({ value: exit.value, failures, skipped: committed.skipped }))
+        : Effect.void
+    })
+  }
+}

@@ -1,0 +1,288 @@
+/**
+ * The epilogue of a committed boundary: its intents, run in order.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { constVoid, identity } from "effect/Function"
+import * as Tracer from "effect/Tracer"
+import { Deferred, type Host, isLast, lastByKey, Queue, type Registered } from "./Deferred.ts"
+import * as Sql from "./internal/sql.ts"
+import { timeoutDetached } from "./internal/timeout.ts"
+import * as Metrics from "./Metrics.ts"
+import type { Failure, Intent, Outcome } from "./Outcome.ts"
+
+/**
+ * How the intents of one epilogue run.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RunOptions {
+  /** `"continue"` (the default) runs the intents after a failing one, `"stop"` skips them. */
+  readonly mode?: "continue" | "stop" | undefined
+  /** How many intents of one epilogue run at once; they begin in order. Defaults to 1. */
+  readonly concurrency?: number | "unbounded" | undefined
+  /** Names the boundary in spans. */
+  readonly name?: string | undefined
+}
+
+type Around = <A, E, R>(intent: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/**
+ * A committed boundary, as an engine gets it. Engines decide when and in which fiber it runs.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export class Committed {
+  private readonly options: RunOptions
+  private readonly queue: Queue
+  private list: Array<Registered>
+  private readonly exits: Array<Exit.Exit<unknown, unknown> | undefined> = []
+  private last: Map<string, Registered> | undefined
+  private next = 0
+  private state: "waiting" | "running" | "ended" = "waiting"
+  private ran = 0
+  private failed = 0
+  private told = 0
+  private span: Tracer.Span | undefined = undefined
+
+  constructor(registered: ReadonlyArray<Registered>, host: Host, options: RunOptions) {
+    // The queue it comes from has let go of it.
+    this.list = registered as Array<Registered>
+    this.queue = new Queue("epilogue", host, undefined)
+    this.options = options
+    this.last = registered.some((each) => each.key !== undefined) ? lastByKey(registered) : undefined
+  }
+
+  get isEmpty(): boolean {
+    return this.list.length === 0
+  }
+
+  /** Whether an intent has failed so far. */
+  get hasFailures(): boolean {
+    return this.failed > 0
+  }
+
+  /** What has become of each intent so far. Those that have not run yet are `Postponed`. */
+  get outcomes(): ReadonlyArray<Outcome> {
+    const outcomes: Array<Outcome> = []
+    this.list.forEach((registered, index) => {
+      const exit = this.exits[index]
+      if (exit !== undefined) outcomes.push({ _tag: "Ran", intent: registered.intent, exit })
+      else if (!this.isReplaced(registered)) {
+        outcomes.push({ _tag: this.state === "ended" ? "Skipped" : "Postponed", intent: registered.intent })
+      }
+    })
+    return outcomes
+  }
+
+  get failures(): ReadonlyArray<Failure> {
+    return this.outcomes.flatMap((outcome) =>
+      outcome._tag === "Ran" && Exit.isFailure(outcome.exit)
+        ? [{ intent: outcome.intent, cause: outcome.exit.cause }]
+        : []
+    )
+  }
+
+  get skipped(): ReadonlyArray<Intent> {
+    return this.outcomes.flatMap((outcome) => outcome._tag === "Skipped" ? [outcome.intent] : [])
+  }
+
+  /** The failures that nobody has been told of yet. The next call leaves them out. */
+  takeUntold(): ReadonlyArray<Failure> {
+    const untold = this.failures.slice(this.told)
+    this.told += untold.length
+    return untold
+  }
+
+  /** Runs the intents, in order, each once, however often it is called. It never fails, and is to run uninterruptibly. */
+  readonly run: Effect.Effect<void> = Effect.suspend(() => this.runWith(identity))
+
+  /** Like `run`, with something around each intent. */
+  runWith(around: Around): Effect.Effect<void> {
+    return Effect.withFiber<void>((fiber) => {
+      if (this.state !== "waiting") return Effect.void
+      this.state = "running"
+      const all = Effect.flatMap(this.loop(around), () => this.end(around))
+      return isTraced(fiber.context) || this.list.some(({ context }) => isTraced(context))
+        ? Effect.useSpan(
+          this.options.name === undefined ? "epilogue" : `epilogue ${this.options.name}`,
+          { attributes: { "epilogue.intents": this.list.length } },
+          (span) => {
+            this.span = span
+            return all
+          }
+        )
+        : all
+    })
+  }
+
+  /** Lets no further intent begin. Those that have not begun are skipped. */
+  stop(): void {
+    this.state = "ended"
+  }
+
+  /**
+   * Drops the intents whose SQL transaction rolled back. One whose transaction is still under way in another fiber runs
+   * when that commits.
+   */
+  settle(): void {
+    if (this.list.some((registered) => registered.pending > 0)) {
+      this.queue.observeAll(this.list.filter((registered) => registered.pending > 0), "discarded")
+      this.list = this.list.filter((registered) => registered.pending === 0 || this.postpone(registered))
+      this.last = lastByKey(this.list)
+    }
+    if (this.queue.host.observe !== undefined) {
+      this.queue.observeAll(this.list.filter((registered) => this.isReplaced(registered)), "replaced")
+      this.queue.observeAll(this.list.filter((registered) => !this.isReplaced(registered)), "committed")
+    }
+  }
+
+  private postpone(registered: Registered): false {
+    registered.late = Effect.suspend(() => this.queue.host.late(registered))
+    return false
+  }
+
+  private loop(around: Around): Effect.Effect<void> {
+    const { concurrency = 1 } = this.options
+    return concurrency === 1 ? this.sequential(around) : this.concurrent(around, concurrency)
+  }
+
+  // Most intents of a boundary share a context, so it is changed once for each run of equal ones.
+  private sequential(around: Around): Effect.Effect<void> {
+    return Effect.whileLoop({
+      while: () => this.peek() !== undefined,
+      body: () => {
+        const context = this.peek()!.context
+        return Effect.updateContext(
+          Effect.whileLoop({
+            while: () => this.peek()?.context === context,
+            body: () => Effect.exit(around(this.effectOf(this.list[this.next++]!))),
+            step: (exit) => this.record(this.next - 1, exit)
+          }),
+          (_: Context.Context<never>) => this.contextOf(context)
+        )
+      },
+      step: constVoid
+    })
+  }
+
+  private concurrent(around: Around, concurrency: number | "unbounded"): Effect.Effect<void> {
+    return Effect.whileLoop({
+      while: () => this.peek() !== undefined,
+      body: () => {
+        const first = this.next
+        this.next = this.list.length
+        return Effect.exit(around(Effect.forEach(
+          this.list.slice(first),
+          (registered, index) =>
+            Effect.suspend(() => {
+              this.pull()
+              return this.state === "ended" || this.isReplaced(registered)
+                ? Effect.void
+                : Effect.updateContext(this.effectOf(registered), (_: Context.Context<never>) => this.contextOf(registered.context)).pipe(
+                  Effect.exit,
+                  Effect.map((exit) => this.record(first + index, exit))
+                )
+            }),
+          { concurrency, discard: true }
+        )))
+      },
+      step: constVoid
+    })
+  }
+
+  /** The next intent to begin, with those that the last ones registered at the end. */
+  private peek(): Registered | undefined {
+    while (this.state !== "ended") {
+      if (this.next === this.list.length && !this.pull()) return undefined
+      const registered = this.list[this.next]!
+      if (registered.key === undefined) return registered
+      this.pull()
+      if (!this.isReplaced(registered)) return registered
+      this.next++
+    }
+    return undefined
+  }
+
+  private pull(): boolean {
+    const before = this.list.length
+    const registered = this.queue.take()
+    for (let i = 0; i < registered.length; i++) {
+      const each = registered[i]!
+      if (each.pending > 0) {
+        this.postpone(each)
+        continue
+      }
+      this.queue.observeAll([each], "committed")
+      this.list.push(each)
+      if (each.key !== undefined) (this.last ??= new Map()).set(each.key, each)
+    }
+    return this.list.length > before
+  }
+
+  private isReplaced(registered: Registered): boolean {
+    return this.last !== undefined && !isLast(this.last, registered)
+  }
+
+  private record(index: number, exit: Exit.Exit<unknown, unknown>): void {
+    this.exits[index] = exit
+    this.ran++
+    if (Exit.isSuccess(exit)) return
+    this.failed++
+    if (this.options.mode === "stop") this.stop()
+  }
+
+  private effectOf(registered: Registered): Effect.Effect<unknown, unknown> {
+    const effect = registered.timeout === undefined
+      ? registered.effect
+      : timeoutDetached(registered.effect, registered.timeout)
+    if (this.span === undefined) return effect
+    const from = Context.getOrUndefined(registered.context, Tracer.ParentSpan)
+    return Effect.withSpan(effect, `intent ${registered.name}`, {
+      parent: this.span,
+      links: from === undefined ? [] : [{ span: from, attributes: {} }],
+      attributes: { "epilogue.intent": registered.name },
+      captureStackTrace: false
+    })
+  }
+
+  private contextOf(context: Context.Context<never>): Context.Context<never> {
+    return Context.add(Sql.omitFrom(context), Deferred, this.queue)
+  }
+
+  private end(around: Around): Effect.Effect<void> {
+    // Transactions that commit until here count; the queue's end is what the others conflict with.
+    const closed = this.queue.end()
+    const rest = closed === undefined
+      ? Effect.void
+      : Effect.flatMap(closed, () => this.loop(around))
+    return Effect.flatMap(rest, () =>
+      Effect.withFiber((fiber) => {
+        this.pull()
+        this.stop()
+        this.count(fiber.context)
+        return Effect.void
+      }))
+  }
+
+  private count(context: Context.Context<never>): void {
+    const succeeded = this.ran - this.failed
+    if (succeeded > 0) Metrics.intentsSucceeded.updateUnsafe(succeeded, context)
+    if (this.failed > 0) Metrics.intentsFailed.updateUnsafe(this.failed, context)
+    // All but those that were replaced, and those are few: most often, every one ran.
+    const skipped = this.ran === this.list.length ? 0 : this.skipped.length
+    if (skipped > 0) Metrics.intentsSkipped.updateUnsafe(skipped, context)
+  }
+}
+
+const isTraced = (context: Context.Context<never>): boolean =>
+  Context.getOrUndefined(context, Tracer.ParentSpan) !== undefined
+  || Context.getOrUndefined(context, tracer) !== undefined
+
+// As a plain key: the reference of the same name has a default, which is what is in use when nobody traces.
+const tracer = Context.Service<Tracer.Tracer>(Tracer.TracerKey)

@@ -1,0 +1,99 @@
+/**
+ * Makes each boundary a SQL transaction.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import { hasProperty } from "effect/Predicate"
+import * as SqlClient from "effect/sql/SqlClient"
+import { isSqlError } from "effect/sql/SqlError"
+import type { Transact } from "./Deferred.ts"
+import { type EngineOptions, Epilogue, make } from "./Engine.ts"
+import { CommitError } from "./Outcome.ts"
+
+/**
+ * Like `layer`, with options.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerOptions = (options?: EngineOptions): Layer.Layer<Epilogue, never, SqlClient.SqlClient> =>
+  Layer.effect(
+    Epilogue,
+    Effect.map(SqlClient.SqlClient, (client) => make({ ...options, client, transact: transactWith(client) }))
+  )
+
+/**
+ * `atomic` is a SQL transaction: its core runs between `BEGIN` and `COMMIT`, its epilogue after the `COMMIT`.
+ *
+ * **Details**
+ *
+ * The epilogue runs in the fiber of the boundary, with the connection released. A savepoint of the boundary is a
+ * `SAVEPOINT` of the transaction. Inside a transaction of the same client, `atomic` is a savepoint of that, and its
+ * epilogue runs after the outermost `COMMIT`.
+ *
+ * If `BEGIN` or `COMMIT` fails, no intent runs and `atomic` fails with a `CommitError`, which says whether the database
+ * may have committed all the same. If the core fails, the caller gets the core's own cause, also where the `ROLLBACK`
+ * fails after it, as it does on a broken connection.
+ *
+ * Set an isolation level with `SqlClient.BeginTransaction` around the boundary.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<Epilogue, never, SqlClient.SqlClient> = layerOptions()
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+const transactWith =
+  (client: SqlClient.SqlClient): Transact => <A, E, R>(core: Effect.Effect<A, E, R>, restore: Restore) =>
+    Effect.withFiber<A, E | CommitError, R>((fiber) => {
+      let ended: Exit.Exit<A, E> | undefined
+      let isCommitted = false
+      const body = Effect.onExitPrimitive(core, (exit) => {
+        ended = exit
+        return Exit.isSuccess(exit) ? client.afterCommit(Effect.sync(() => void (isCommitted = true))) : undefined
+      })
+      // A savepoint waits for no connection, so nothing has to be able to interrupt it on its way in or out.
+      const isNested = Context.getOrUndefined(fiber.context, client.transactionService) !== undefined
+      const transaction = isNested ? client.withTransaction(restore(body)) : restore(client.withTransaction(body))
+      return Effect.catchCause(transaction, (cause): Effect.Effect<A, E | CommitError> => {
+        const isDecided = ended !== undefined && (Exit.isFailure(ended) || isCommitted)
+        if (isDecided) return Effect.andThen(warn(cause, ended!), ended!)
+        // Interrupted while it waited for a connection, or at the very end of the core: `COMMIT` was not sent.
+        if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
+        const error = Cause.squash(cause)
+        const outcome = ended === undefined || isProofOfAbort(error) ? "discarded" : "unknown"
+        return Effect.fail(new CommitError({ cause: error, outcome }))
+      })
+    })
+
+/** What went wrong after the core had failed, or after `COMMIT`, changes nothing; but it is not kept quiet. */
+const warn = (cause: Cause.Cause<unknown>, ended: Exit.Exit<unknown, unknown>): Effect.Effect<void> => {
+  const known = Exit.isFailure(ended) ? ended.cause.reasons : []
+  const rest = cause.reasons.filter((reason) => !Cause.isInterruptReason(reason) && !known.includes(reason))
+  return rest.length === 0
+    ? Effect.void
+    : Effect.logWarning(
+      Exit.isFailure(ended)
+        ? "ROLLBACK failed after the core of a boundary had failed; the database discards the transaction by itself"
+        : "The connection could not be released after COMMIT",
+      Cause.fromReasons(rest)
+    )
+}
+
+/**
+ * Only an error or a `ROLLBACK` that the server answered to `COMMIT` proves that nothing is committed. A connection that
+ * breaks, or a server that shuts down (SQLSTATE classes 08 and 57P), proves nothing.
+ */
+const isProofOfAbort = (error: unknown): boolean => {
+  if (!isSqlError(error)) return false
+  const { cause, operation } = error.reason
+  const code = hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : ""
+  // The driver has no SQLSTATE for a `COMMIT` that the server answered with `ROLLBACK`, but its own operation.
+  return operation === "commit" || (/^[0-9A-Z]{5}$/.test(code) && !/^(08|57P)/.test(code))
+}

@@ -1,0 +1,143 @@
+/**
+ * The SQL transactions that are open in a context, and how to wait for their outermost `COMMIT`.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type { Reactivity } from "effect/reactivity/Reactivity"
+import type * as SqlClient from "effect/sql/SqlClient"
+
+type Level = SqlClient.TransactionConnection.Service
+type Key = SqlClient.SqlClient["transactionService"]
+
+/** A transaction or savepoint: the service it is kept under, and its connection and depth. */
+export interface Open {
+  readonly key: Key
+  readonly level: Level
+}
+
+// Effect has no public name for these, and importing `effect/sql` would put all of it into every bundle. A canary test
+// notices when one of them moves.
+const currentTransaction = Context.Reference<Key | undefined>("effect/sql/CurrentTransactionService", {
+  defaultValue: () => undefined
+})
+const levelPrefix = "effect/sql/SqlClient/TransactionConnection/"
+const clientKey = Context.Service<SqlClient.SqlClient>("effect/sql/SqlClient")
+const clientModule = "effect/sql/SqlClient"
+
+/** Whether a transaction is, or was, open in this context. One look-up, for the way that most registrations take. */
+export const isInside = (context: Context.Context<never>): boolean =>
+  Context.getOrUndefined(context, currentTransaction) !== undefined
+
+const keysIn = (context: Context.Context<never>): Array<string> => {
+  const current = Context.getOrUndefined(context, currentTransaction)?.key
+  return Array.from(context.mapUnsafe.keys()).filter((key) => key === current || key.startsWith(levelPrefix))
+}
+
+/** Every transaction in this context: one for each client that has one open. */
+export const openIn = (context: Context.Context<never>): ReadonlyArray<Open> =>
+  isInside(context)
+    ? keysIn(context).flatMap((name) => {
+      const key: Key = Context.Service(name)
+      const level = Context.getOrUndefined(context, key)
+      return level === undefined ? [] : [{ key, level }]
+    })
+    : []
+
+/** The same context with every SQL transaction gone from it. */
+export const omitFrom = (context: Context.Context<never>): Context.Context<never> => {
+  if (!isInside(context)) return context
+  const services = new Map(context.mapUnsafe)
+  for (const key of keysIn(context)) services.delete(key)
+  services.delete(currentTransaction.key)
+  return Context.makeUnsafe(services)
+}
+
+/**
+ * The same context, in which savepoints no longer belong to a transaction that is already open: what waits for one runs
+ * when the savepoint is released. `SqlClient.afterCommit` knows a level by its identity, so a copy has no parent.
+ */
+export const detach = (context: Context.Context<never>): Context.Context<never> =>
+  openIn(context).reduce(
+    (services, { key, level }) => Context.add(services, key, [level[0], level[1]]),
+    context
+  )
+
+/**
+ * Runs `callback` once the outermost transaction around `open` commits, and never if it does not. Answers `false` where
+ * that transaction has already ended, so that there is nothing to wait for, and dies where it can't be waited for.
+ */
+export const afterCommit = Effect.fnUntraced(function*(
+  open: Open,
+  client: SqlClient.SqlClient | undefined,
+  who: string,
+  callback: Effect.Effect<void>
+) {
+  let ran = false
+  let registered = false
+  const register = yield* afterCommitOf(open.key, client, who)
+  const exit = yield* Effect.exit(Effect.updateContext(
+    register(Effect.suspend(() => {
+      ran = true
+      return registered ? callback : Effect.void
+    })),
+    (_: Context.Context<never>) => Context.make(open.key, open.level)
+  ))
+  registered = true
+  if (Exit.isSuccess(exit) && !ran) return true
+  // Depth 0 is the outermost transaction: it has ended as a whole. Of a savepoint that has ended nobody knows whether
+  // the transaction around it is still open.
+  if (Exit.isFailure(exit) && open.level[1] === 0) return false
+  return yield* Effect.die(
+    new Error(
+      ran
+        ? `Epilogue: ${who} is inside a SQL transaction that cannot be waited for, because it was not started by `
+          + `\`SqlClient.withTransaction\`. Start it that way, or open the boundary around the transaction.`
+        : `Epilogue: ${who} is inside a SQL savepoint that has already ended; a fiber outlived it, and whether the `
+          + `transaction around it commits cannot be known. Await the fiber inside the savepoint.`
+    )
+  )
+})
+
+const afterCommitOf = (
+  key: Key,
+  client: SqlClient.SqlClient | undefined,
+  who: string
+): Effect.Effect<SqlClient.SqlClient["afterCommit"]> =>
+  Effect.withFiber((fiber) => {
+    const known = [client, Context.getOrUndefined(fiber.context, clientKey)]
+      .find((candidate) => candidate?.transactionService.key === key.key)
+    return known === undefined
+      ? clientOver(key, who)
+      : Effect.succeed(known.afterCommit)
+  })
+
+/**
+ * The application keeps its client inside its repositories. All that `afterCommit` needs of a client is the service its
+ * transactions are kept under, and that is known. A transaction is open, so the module is loaded already; its name is a
+ * variable so that no bundler pulls it into programs that use no SQL.
+ */
+const clientOver = (key: Key, who: string): Effect.Effect<SqlClient.SqlClient["afterCommit"]> =>
+  Effect.tryPromise((): Promise<typeof SqlClient> => import(/* @vite-ignore */ /* webpackIgnore: true */ clientModule))
+    .pipe(
+      Effect.mapError((cause) =>
+        new Error(
+          `Epilogue: ${who} is inside a SQL transaction whose client is not in the context. Provide the \`SqlClient\` `
+            + `around the boundary, or use \`SqlEpilogue.layer\`.`,
+          { cause }
+        )
+      ),
+      Effect.orDie,
+      Effect.flatMap((module) =>
+        module.make({
+          transactionService: key,
+          driver: "epilogue",
+          spanAttributes: [],
+          acquirer: Effect.never,
+          // It never runs a statement.
+          compiler: undefined as never
+        })
+      ),
+      Effect.provideContext(Context.makeUnsafe<Reactivity>(new Map([["effect/reactivity/Reactivity", {}]]))),
+      Effect.map((client) => client.afterCommit)
+    )
