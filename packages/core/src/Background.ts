@@ -12,7 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Semaphore from "effect/Semaphore"
 import type { Committed } from "./Committed.ts"
-import { type EngineOptions, Epilogue, make, tellFailure } from "./Engine.ts"
+import { type Engine, type EngineOptions, Epilogue, make, tellFailure } from "./Engine.ts"
 
 /**
  * Options of `layerBackground`.
@@ -56,10 +56,10 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
       const { concurrency = "unbounded" } = options
       const limit = concurrency === "unbounded" ? identity : Semaphore.makeUnsafe(concurrency).withPermit
 
-      const commit = (committed: Committed, tell: Effect.Effect<void>): Effect.Effect<void> =>
+      const commit = (committed: Committed, tell: Engine["tell"]): Effect.Effect<void> =>
         Effect.suspend(() => {
           if (isClosing) return committed.run
-          const epilogue = Effect.uninterruptibleMask((restore) => Effect.andThen(committed.runWith(restore), tell))
+          const epilogue = Effect.uninterruptibleMask((restore) => Effect.andThen(committed.runWith(restore), tell(committed)))
           return Effect.map(Effect.forkDetach(limit(epilogue)), (fiber) => {
             running.set(committed, fiber)
             fiber.addObserver(() => running.delete(committed))

@@ -35,8 +35,6 @@ export interface Outcomes {
   outcomes: ReadonlyArray<Outcome>
 }
 
-type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-
 /** Opens a boundary around `core`: an outermost one, or a savepoint where one is open. */
 export const open = <A, E, R>(
   core: Effect.Effect<A, E, R>,
@@ -119,6 +117,7 @@ class Boundary {
   private inTransaction = false
   private waiting = 0
   private isPostponed = false
+  private error: EpilogueError<unknown> | undefined = undefined
 
   constructor(engine: Engine, options: BoundaryOptions, report: Outcomes | undefined, context: Context.Context<never>) {
     this.engine = engine
@@ -133,12 +132,16 @@ class Boundary {
   ): Effect.Effect<A, E | EpilogueError<A> | CommitError, Exclude<R, Deferred>> {
     const { transact } = this.engine
     const body = this.collect(core)
-    return Effect.uninterruptibleMask((restore) =>
-      Effect.onExitPrimitive(
-        transact === undefined ? restore(body) : transact(body, restore),
-        (exit) => this.end(exit, restore)
-      )
-    )
+    const end = (exit: Exit.Exit<unknown, unknown>) => this.end(exit)
+    const bounded = transact === undefined
+      ? Effect.onExitPrimitive(body, end)
+      : Effect.uninterruptibleMask((restore) => Effect.onExitPrimitive(transact(body, restore), end))
+    // The value that the error carries is the one that the core returned.
+    return Effect.onExitPrimitive(bounded, (exit) => this.answered(exit)) as Effect.Effect<
+      A,
+      E | EpilogueError<A> | CommitError,
+      Exclude<R, Deferred>
+    >
   }
 
   /** Runs the core with its queue. */
@@ -154,27 +157,22 @@ class Boundary {
     })
     // A transaction can be waited for only as long as it is open, so this end comes before the end of that.
     return transact !== undefined || (Sql.isInside(this.context) && !ignoresTransactions)
-      ? Effect.onExitPrimitive(body, (exit) => Exit.isSuccess(exit) ? this.seal : undefined)
+      ? Effect.onExitPrimitive(body, (exit) => Exit.isSuccess(exit) ? this.seal() : undefined)
       : body
   }
 
   /** The core has succeeded: what it registered is settled, but for the SQL transactions that are open. */
-  private readonly seal: Effect.Effect<void> = Effect.withFiber((fiber) =>
-    Effect.andThen(
-      this.queue.end() ?? Effect.void,
-      Effect.suspend(() => {
-        this.committed = new Committed(this.queue.take(), this.engine, this.options)
+  private seal(): Effect.Effect<void> {
+    return Effect.withFiber((fiber) =>
+      Effect.flatMap(this.queue.end() ?? Effect.void, () => {
+        this.committed = this.commit()
         return Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
       })
     )
-  )
+  }
 
   private awaitCommit(transaction: Sql.Open): Effect.Effect<void> {
-    const committed = Effect.suspend(() =>
-      --this.waiting === 0 && this.isPostponed
-        ? this.commit((committed) => this.engine.tell(committed))
-        : Effect.void
-    )
+    const committed = Effect.suspend(() => --this.waiting === 0 && this.isPostponed ? this.runLater() : Effect.void)
     return Effect.map(Sql.afterCommit(transaction, this.engine.client, "a boundary", committed), (isOpen) => {
       if (!isOpen) return
       this.inTransaction = true
@@ -182,58 +180,60 @@ class Boundary {
     })
   }
 
-  private end(exit: Exit.Exit<unknown, unknown>, restore: Restore): Effect.Effect<void, EpilogueError<never>> | undefined {
+  private runLater(): Effect.Effect<void> {
+    const committed = this.committed!
+    committed.settle()
+    return Effect.andThen(this.engine.commit(committed), this.engine.tell(committed))
+  }
+
+  private end(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, EpilogueError<unknown>> | undefined {
     // An interruption may come between the COMMIT and here: what is committed stays committed.
     if (Exit.isFailure(exit) && !(this.inTransaction && this.waiting === 0)) {
       Metrics.boundariesDiscarded.updateUnsafe(1, this.context)
       return discard(this.queue, exit.cause)
     }
-    if (this.committed === undefined) {
-      const ended = this.queue.end()
-      if (ended !== undefined) return Effect.andThen(ended, Effect.suspend(() => this.endNow(exit, restore) ?? Effect.void))
-    }
-    return this.endNow(exit, restore)
-  }
-
-  private endNow(
-    exit: Exit.Exit<unknown, unknown>,
-    restore: Restore
-  ): Effect.Effect<void, EpilogueError<never>> | undefined {
     // A transaction around it that rolls back later has no event, so it counts as committed.
     Metrics.boundariesCommitted.updateUnsafe(1, this.context)
-    const committed = this.committed ??= new Committed(this.queue.take(), this.engine, this.options)
-    if (committed.isEmpty) return undefined
+    const ended = this.committed === undefined ? this.queue.end() : undefined
+    return ended === undefined
+      ? this.release(exit)
+      : Effect.flatMap(ended, () => this.release(exit) ?? Effect.void)
+  }
+
+  /** Lets the epilogue run, now or when the transactions around the boundary have committed. */
+  private release(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, EpilogueError<unknown>> | undefined {
+    const committed = this.committed ??= this.commit()
     if (this.waiting > 0) {
       this.isPostponed = true
       if (this.report !== undefined) this.report.outcomes = committed.outcomes
       return undefined
     }
-    return this.commit((committed) => this.answer(exit, committed, restore))
-  }
-
-  private commit<E>(
-    then: (committed: Committed) => Effect.Effect<void, E>
-  ): Effect.Effect<void, E> {
-    const committed = this.committed!
     committed.settle()
+    if (committed.isEmpty) return undefined
     return Effect.flatMap(this.engine.commit(committed), () => {
       if (this.report !== undefined) this.report.outcomes = committed.outcomes
-      return committed.hasFailures ? then(committed) : Effect.void
+      if (!committed.hasFailures) return Effect.void
+      if (this.report !== undefined || Exit.isFailure(exit)) return Effect.void
+      const { failures, skipped } = committed
+      if (!isReadonlyArrayNonEmpty(failures)) return Effect.void
+      this.error = new EpilogueError({ value: exit.value, failures, skipped })
+      return Effect.fail(this.error)
     })
   }
 
-  /** Tells the caller of the failures, or the log if the caller has been interrupted meanwhile. */
-  private answer(
-    exit: Exit.Exit<unknown, unknown>,
-    committed: Committed,
-    restore: Restore
-  ): Effect.Effect<void, EpilogueError<never>> {
-    return Effect.flatMap(Effect.exit(restore(Effect.void)), (reached) => {
-      if (Exit.isFailure(exit) || Exit.isFailure(reached)) return this.engine.tell(committed)
-      const failures = committed.takeUntold()
-      return this.report === undefined && isReadonlyArrayNonEmpty(failures)
-        ? Effect.fail(new EpilogueError({ value: exit.value, failures, skipped: committed.skipped }))
-        : Effect.void
-    })
+  private commit(): Committed {
+    return new Committed(this.queue.take(), this.engine, this.options, this.report !== undefined)
+  }
+
+  /**
+   * The last thing to see the result: where an interruption has taken the place of the report or the error, nobody has
+   * been told of the failures.
+   */
+  private answered(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> | undefined {
+    if (this.committed?.hasFailures !== true || this.isPostponed) return undefined
+    const isTold = this.report === undefined
+      ? Exit.isFailure(exit) && exit.cause.reasons.some((reason) => Cause.isFailReason(reason) && reason.error === this.error)
+      : Exit.isSuccess(exit)
+    return isTold ? undefined : this.engine.tell(this.committed)
   }
 }

@@ -6,6 +6,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import { constVoid, identity } from "effect/Function"
 import * as Tracer from "effect/Tracer"
 import { Deferred, type Host, isLast, lastByKey, Queue, type Registered } from "./Deferred.ts"
@@ -39,6 +40,9 @@ type Around = <A, E, R>(intent: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R
  */
 export class Committed {
   private readonly options: RunOptions
+  private readonly keepsValues: boolean
+  private readonly isTraced: boolean = false
+  private readonly hasFates: boolean = false
   private readonly queue: Queue
   private list: Array<Registered>
   private readonly exits: Array<Exit.Exit<unknown, unknown> | undefined> = []
@@ -50,12 +54,25 @@ export class Committed {
   private told = 0
   private span: Tracer.Span | undefined = undefined
 
-  constructor(registered: ReadonlyArray<Registered>, host: Host, options: RunOptions) {
+  /** With `keepsValues`, outcomes have what the intents returned; without, they only say that they succeeded. */
+  constructor(registered: ReadonlyArray<Registered>, host: Host, options: RunOptions, keepsValues: boolean) {
     // The queue it comes from has let go of it.
     this.list = registered as Array<Registered>
     this.queue = new Queue("epilogue", host, undefined)
     this.options = options
-    this.last = registered.some((each) => each.key !== undefined) ? lastByKey(registered) : undefined
+    this.keepsValues = keepsValues
+    let context: Context.Context<never> | undefined
+    let hasKeys = false
+    // One pass, since there may be a million of them; most share a context.
+    for (let i = 0; i < registered.length; i++) {
+      const each = registered[i]!
+      hasKeys ||= each.key !== undefined
+      this.hasFates ||= each.fate !== undefined
+      if (each.context === context) continue
+      context = each.context
+      this.isTraced ||= isTraced(context)
+    }
+    this.last = hasKeys ? lastByKey(registered) : undefined
   }
 
   get isEmpty(): boolean {
@@ -100,24 +117,25 @@ export class Committed {
   }
 
   /** Runs the intents, in order, each once, however often it is called. It never fails, and is to run uninterruptibly. */
-  readonly run: Effect.Effect<void> = Effect.suspend(() => this.runWith(identity))
+  get run(): Effect.Effect<void> {
+    return this.runWith(identity)
+  }
 
   /** Like `run`, with something around each intent. */
   runWith(around: Around): Effect.Effect<void> {
     return Effect.withFiber<void>((fiber) => {
       if (this.state !== "waiting") return Effect.void
       this.state = "running"
-      const all = Effect.flatMap(this.loop(around), () => this.end(around))
-      return isTraced(fiber.context) || this.list.some(({ context }) => isTraced(context))
-        ? Effect.useSpan(
-          this.options.name === undefined ? "epilogue" : `epilogue ${this.options.name}`,
-          { attributes: { "epilogue.intents": this.list.length } },
-          (span) => {
-            this.span = span
-            return all
-          }
-        )
-        : all
+      if (!this.isTraced && !isTraced(fiber.context)) return this.loop(fiber, around)
+      const { name } = this.options
+      return Effect.useSpan(
+        name === undefined ? "epilogue" : `epilogue ${name}`,
+        { attributes: { "epilogue.intents": this.list.length } },
+        (span) => {
+          this.span = span
+          return this.loop(fiber, around)
+        }
+      )
     })
   }
 
@@ -131,10 +149,10 @@ export class Committed {
    * when that commits.
    */
   settle(): void {
-    if (this.list.some((registered) => registered.pending > 0)) {
-      this.queue.observeAll(this.list.filter((registered) => registered.pending > 0), "discarded")
-      this.list = this.list.filter((registered) => registered.pending === 0 || this.postpone(registered))
-      this.last = lastByKey(this.list)
+    if (this.hasFates) {
+      this.queue.observeAll(this.list.filter((registered) => registered.isPending), "discarded")
+      this.list = this.list.filter((registered) => !registered.isPending || this.postpone(registered))
+      this.last &&= lastByKey(this.list)
     }
     if (this.queue.host.observe !== undefined) {
       this.queue.observeAll(this.list.filter((registered) => this.isReplaced(registered)), "replaced")
@@ -143,37 +161,47 @@ export class Committed {
   }
 
   private postpone(registered: Registered): false {
-    registered.late = Effect.suspend(() => this.queue.host.late(registered))
+    registered.fate!.late = Effect.suspend(() => this.queue.host.late(registered))
     return false
   }
 
-  private loop(around: Around): Effect.Effect<void> {
+  private loop(fiber: Fiber.Fiber<unknown, unknown>, around: Around): Effect.Effect<void> {
     const { concurrency = 1 } = this.options
-    return concurrency === 1 ? this.sequential(around) : this.concurrent(around, concurrency)
+    const { context } = fiber
+    const all = concurrency === 1 ? this.sequential(fiber, around) : this.concurrent(around, concurrency)
+    return Effect.flatMap(all, () => {
+      fiber.setContext(context)
+      // What transactions have committed until here counts; the others conflict with the end of the queue.
+      const ended = this.queue.end()
+      if (ended !== undefined) {
+        return Effect.flatMap(ended, () => this.pull() ? this.loop(fiber, around) : this.end(context))
+      }
+      return this.end(context)
+    })
   }
 
-  // Most intents of a boundary share a context, so it is changed once for each run of equal ones.
-  private sequential(around: Around): Effect.Effect<void> {
+  private sequential(fiber: Fiber.Fiber<unknown, unknown>, around: Around): Effect.Effect<void> {
+    let from: Context.Context<never> | undefined
+    let context = fiber.context
+    let intent: Registered | undefined
     return Effect.whileLoop({
-      while: () => this.peek() !== undefined,
+      while: () => (intent = this.take()) !== undefined,
       body: () => {
-        const context = this.peek()!.context
-        return Effect.updateContext(
-          Effect.whileLoop({
-            while: () => this.peek()?.context === context,
-            body: () => Effect.exit(around(this.effectOf(this.list[this.next++]!))),
-            step: (exit) => this.record(this.next - 1, exit)
-          }),
-          (_: Context.Context<never>) => this.contextOf(context)
-        )
+        // Most intents of a boundary share a context, so it is changed once for each run of equal ones.
+        if (from !== intent!.context) {
+          from = intent!.context
+          context = this.contextOf(from)
+        }
+        if (fiber.context !== context) fiber.setContext(context)
+        return Effect.exit(around(this.effectOf(intent!)))
       },
-      step: constVoid
+      step: (exit) => this.record(this.next - 1, exit)
     })
   }
 
   private concurrent(around: Around, concurrency: number | "unbounded"): Effect.Effect<void> {
     return Effect.whileLoop({
-      while: () => this.peek() !== undefined,
+      while: () => this.next < this.list.length || this.pull(),
       body: () => {
         const first = this.next
         this.next = this.list.length
@@ -184,7 +212,10 @@ export class Committed {
               this.pull()
               return this.state === "ended" || this.isReplaced(registered)
                 ? Effect.void
-                : Effect.updateContext(this.effectOf(registered), (_: Context.Context<never>) => this.contextOf(registered.context)).pipe(
+                : Effect.updateContext(
+                  this.effectOf(registered),
+                  (_: Context.Context<never>) => this.contextOf(registered.context)
+                ).pipe(
                   Effect.exit,
                   Effect.map((exit) => this.record(first + index, exit))
                 )
@@ -196,15 +227,13 @@ export class Committed {
     })
   }
 
-  /** The next intent to begin, with those that the last ones registered at the end. */
-  private peek(): Registered | undefined {
-    while (this.state !== "ended") {
-      if (this.next === this.list.length && !this.pull()) return undefined
-      const registered = this.list[this.next]!
+  /** The next intent to begin. When there is none left, those follow that the last ones registered. */
+  private take(): Registered | undefined {
+    while (this.state !== "ended" && (this.next < this.list.length || this.pull())) {
+      const registered = this.list[this.next++]!
       if (registered.key === undefined) return registered
       this.pull()
       if (!this.isReplaced(registered)) return registered
-      this.next++
     }
     return undefined
   }
@@ -214,7 +243,7 @@ export class Committed {
     const registered = this.queue.take()
     for (let i = 0; i < registered.length; i++) {
       const each = registered[i]!
-      if (each.pending > 0) {
+      if (each.isPending) {
         this.postpone(each)
         continue
       }
@@ -230,17 +259,17 @@ export class Committed {
   }
 
   private record(index: number, exit: Exit.Exit<unknown, unknown>): void {
-    this.exits[index] = exit
     this.ran++
+    // What a million intents returned is kept only for those who want to see it.
+    this.exits[index] = this.keepsValues || Exit.isFailure(exit) ? exit : Exit.void
     if (Exit.isSuccess(exit)) return
     this.failed++
     if (this.options.mode === "stop") this.stop()
   }
 
   private effectOf(registered: Registered): Effect.Effect<unknown, unknown> {
-    const effect = registered.timeout === undefined
-      ? registered.effect
-      : timeoutDetached(registered.effect, registered.timeout)
+    const { timeout } = registered.options
+    const effect = timeout === undefined ? registered.effect : timeoutDetached(registered.effect, timeout)
     if (this.span === undefined) return effect
     const from = Context.getOrUndefined(registered.context, Tracer.ParentSpan)
     return Effect.withSpan(effect, `intent ${registered.name}`, {
@@ -255,19 +284,11 @@ export class Committed {
     return Context.add(Sql.omitFrom(context), Deferred, this.queue)
   }
 
-  private end(around: Around): Effect.Effect<void> {
-    // Transactions that commit until here count; the queue's end is what the others conflict with.
-    const closed = this.queue.end()
-    const rest = closed === undefined
-      ? Effect.void
-      : Effect.flatMap(closed, () => this.loop(around))
-    return Effect.flatMap(rest, () =>
-      Effect.withFiber((fiber) => {
-        this.pull()
-        this.stop()
-        this.count(fiber.context)
-        return Effect.void
-      }))
+  private end(context: Context.Context<never>): Effect.Effect<void> {
+    this.pull()
+    this.stop()
+    this.count(context)
+    return Effect.void
   }
 
   private count(context: Context.Context<never>): void {

@@ -18,6 +18,23 @@ import * as Stm from "./internal/stm.ts"
 import type { CommitError, Intent } from "./Outcome.ts"
 
 /**
+ * What an intent can be told when it is deferred.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeferOptions {
+  /** What reports, errors, logs and spans call the intent. Defaults to the function's name, or `"anonymous"`. */
+  readonly name?: string | undefined
+  /** What reports show of its data. Defaults to the arguments of the deferred function, or `undefined`. */
+  readonly payload?: unknown
+  /** Keeps one intent for each key in a boundary: the last one registered counts, and takes the later place. */
+  readonly key?: string | undefined
+  /** After this long, the intent is interrupted and has failed with a `Cause.TimeoutError`. Defaults to no limit. */
+  readonly timeout?: Duration.Input | undefined
+}
+
+/**
  * An intent as it waits in the queue: the effect, and the context it was registered in.
  *
  * @category models
@@ -26,36 +43,46 @@ import type { CommitError, Intent } from "./Outcome.ts"
 export class Registered {
   readonly effect: Effect.Effect<unknown, unknown>
   readonly context: Context.Context<never>
-  readonly name: string
-  readonly payload: unknown
-  readonly key: string | undefined
-  readonly timeout: Duration.Duration | undefined
-  /** The attempt of an `Effect.tx` that has to commit for this intent to count. */
-  attempt: Stm.Attempt | undefined = undefined
-  /** How many SQL transactions still have to commit before this intent may run. */
-  pending = 0
-  /** What to do when `pending` reaches zero after the boundary was settled. */
-  late: Effect.Effect<void> | undefined = undefined
+  readonly options: DeferOptions
+  /** The transactions that it depends on; most intents depend on none. */
+  fate: Fate | undefined = undefined
 
-  constructor(
-    effect: Effect.Effect<unknown, unknown>,
-    context: Context.Context<never>,
-    name: string,
-    payload: unknown,
-    key: string | undefined,
-    timeout: Duration.Duration | undefined
-  ) {
+  constructor(effect: Effect.Effect<unknown, unknown>, context: Context.Context<never>, options: DeferOptions) {
     this.effect = effect
     this.context = context
-    this.name = name
-    this.payload = payload
-    this.key = key
-    this.timeout = timeout
+    this.options = options
+  }
+
+  get name(): string {
+    return this.options.name ?? "anonymous"
+  }
+
+  get key(): string | undefined {
+    return this.options.key
   }
 
   get intent(): Intent {
-    return { name: this.name, payload: this.payload }
+    return { name: this.name, payload: this.options.payload }
   }
+
+  /** Whether the attempt of the `Effect.tx` that registered it has committed, if one did. */
+  get counts(): boolean {
+    return this.fate?.attempt === undefined || this.fate.attempt.committed.value
+  }
+
+  /** Whether a SQL transaction that it was registered in has not committed, or not yet. */
+  get isPending(): boolean {
+    return this.fate !== undefined && this.fate.pending > 0
+  }
+}
+
+interface Fate {
+  /** The attempt of an `Effect.tx` that has to commit for the intent to count. */
+  readonly attempt: Stm.Attempt | undefined
+  /** How many SQL transactions still have to commit before it may run. */
+  pending: number
+  /** What to do when the last of them commits after the boundary was settled. */
+  late: Effect.Effect<void> | undefined
 }
 
 /** What runs when a boundary is discarded. */
@@ -130,7 +157,7 @@ export class Queue {
   readonly root: Queue
   readonly ref: Ref.Ref<Chunk.Chunk<Registered>> = Ref.makeUnsafe(Chunk.empty())
   tail: Array<Registered> = []
-  readonly hooks: Array<Hook> = []
+  private hooks: Array<Hook> | undefined = undefined
   isOpen = true
   /** The SQL transactions whose fate the boundary shares as a whole, so that its intents need not ask for it. */
   owns: ReadonlyArray<object> = noTransactions
@@ -146,16 +173,13 @@ export class Queue {
     this.root = parent === undefined ? this : parent.root
   }
 
-  /** Adds an intent. An effect only where a transaction has to be asked first. */
+  /** Adds an intent. */
   register(registered: Registered, fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<void> {
     if (!this.isOpen) return ended(`intent "${registered.name}"`)
-    const context = registered.context
+    const { context } = registered
     if (context !== this.plain) {
-      const transaction = Stm.inContext(context)
       const inSql = this.kind !== "test" && Sql.isInside(context)
-      if (transaction !== undefined || inSql) {
-        return this.registerInTransaction(registered, transaction, inSql, fiber)
-      }
+      if (inSql || Stm.inContext(context) !== undefined) return this.registerInTransaction(registered, inSql, fiber)
       this.plain = context
     }
     this.push(registered)
@@ -164,22 +188,20 @@ export class Queue {
 
   private registerInTransaction(
     registered: Registered,
-    transaction: Effect.Transaction["Service"] | undefined,
     inSql: boolean,
     fiber: Fiber.Fiber<unknown, unknown>
   ): Effect.Effect<void> {
-    const add = Effect.suspend(() => {
+    return Effect.uninterruptible(Effect.flatMap(Stm.isActive(fiber), (isActive) => {
+      // It may have ended meanwhile.
       if (!this.isOpen) return ended(`intent "${registered.name}"`)
+      const attempt = isActive ? this.root.attemptOf(Stm.inContext(registered.context)!) : undefined
+      const fate: Fate = { attempt, pending: 0, late: undefined }
+      registered.fate = fate
       this.push(registered)
-      return inSql ? this.awaitCommit(registered) : Effect.void
-    })
-    if (transaction === undefined) return Effect.uninterruptible(add)
-    return Effect.uninterruptible(Effect.flatMap(Stm.isActive(fiber), (active) => {
-      if (!active) return add
-      const attempt = this.root.attemptOf(transaction)
-      registered.attempt = attempt
+      const awaited = inSql ? this.awaitCommit(registered, fate) : Effect.void
+      if (attempt === undefined) return awaited
       this.hasAttempts = true
-      return Effect.andThen(add, Effect.suspend(() => Stm.join(attempt, this.root.open ??= TxRef.makeUnsafe(true))))
+      return Effect.andThen(awaited, Stm.join(attempt, this.root.open ??= TxRef.makeUnsafe(true)))
     }))
   }
 
@@ -191,19 +213,17 @@ export class Queue {
   }
 
   /** Ties an intent to the SQL transactions it was registered in. */
-  private awaitCommit(registered: Registered): Effect.Effect<void> {
+  private awaitCommit(registered: Registered, fate: Fate): Effect.Effect<void> {
     const others = Sql.openIn(registered.context).filter(({ level }) => !this.owns.includes(level))
-    registered.pending = others.length
-    const committed = Effect.suspend(() =>
-      --registered.pending === 0 && registered.late !== undefined ? registered.late : Effect.void
-    )
+    fate.pending = others.length
+    const committed = Effect.suspend(() => --fate.pending === 0 && fate.late !== undefined ? fate.late : Effect.void)
     return Effect.forEach(
       others,
       (open) =>
         Effect.map(
           Sql.afterCommit(open, this.host.client, `intent "${registered.name}"`, committed),
-          (waiting) => {
-            if (!waiting) registered.pending--
+          (isWaiting) => {
+            if (!isWaiting) fate.pending--
           }
         ),
       { discard: true }
@@ -226,7 +246,7 @@ export class Queue {
     if (!this.isOpen) return ended("a rollback hook")
     const transaction = Stm.inContext(hook.context)
     return Effect.map(Stm.isActive(fiber), (active) => {
-      this.hooks.push({ ...hook, attempt: active ? { transaction: transaction!, number: transaction!.attempt } : undefined })
+      ;(this.hooks ??= []).push({ ...hook, attempt: active ? { transaction: transaction!, number: transaction!.attempt } : undefined })
     })
   }
 
@@ -237,10 +257,10 @@ export class Queue {
     const first = registered[0]
     if (!this.isOpen) {
       if (first !== undefined) return ended(`intent "${first.name}" of a savepoint`)
-      if (savepoint.hooks.length > 0) return ended("a rollback hook of a savepoint")
+      if (savepoint.hooks !== undefined) return ended("a rollback hook of a savepoint")
     }
     this.hasAttempts ||= savepoint.hasAttempts
-    for (const hook of savepoint.hooks) this.hooks.push(hook)
+    for (const hook of savepoint.hooks ?? []) (this.hooks ??= []).push(hook)
     if (registered.length < tailSize) {
       for (let i = 0; i < registered.length; i++) this.tail.push(registered[i]!)
       if (this.tail.length >= tailSize) this.fold()
@@ -275,10 +295,10 @@ export class Queue {
   take(): ReadonlyArray<Registered> {
     const registered = this.takeAll()
     if (!this.hasAttempts) return registered
-    const undecided = registered.filter((each) => !Stm.counts(each.attempt))
+    const undecided = registered.filter((each) => !each.counts)
     if (this.isOpen) this.tail = undecided
     else this.observeAll(undecided, "discarded")
-    return registered.filter((each) => Stm.counts(each.attempt))
+    return registered.filter((each) => each.counts)
   }
 
   /** Ends the boundary, and drops its intents. */
@@ -295,8 +315,8 @@ export class Queue {
   /** What the queue holds now, as the registering fiber sees it: with the intents of its own open transaction. */
   view(context: Context.Context<never> = Context.empty()): ReadonlyArray<Registered> {
     const transaction = Stm.inContext(context)
-    const registered = [...Ref.getUnsafe(this.ref), ...this.tail].filter(({ attempt }) =>
-      Stm.counts(attempt) || (transaction !== undefined && Stm.isSame(attempt!, transaction))
+    const registered = [...Ref.getUnsafe(this.ref), ...this.tail].filter(({ counts, fate }) =>
+      counts || (transaction !== undefined && fate?.attempt !== undefined && Stm.isSame(fate.attempt, transaction))
     )
     const last = lastByKey(registered)
     return registered.filter((each) => isLast(last, each))
@@ -304,7 +324,7 @@ export class Queue {
 
   /** The hooks to run on discard, the last registered first; those of a transaction's abandoned attempts are gone. */
   takeHooks(): ReadonlyArray<Hook> {
-    return this.hooks.filter(({ attempt }) => attempt === undefined || attempt.transaction.attempt === attempt.number)
+    return (this.hooks ?? []).filter(({ attempt }) => attempt === undefined || attempt.transaction.attempt === attempt.number)
       .reverse()
   }
 }

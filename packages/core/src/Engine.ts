@@ -64,7 +64,7 @@ export class Epilogue extends Context.Service<Epilogue, Engine>()("@epilogue/cor
  */
 export const make = (
   options: EngineOptions & {
-    readonly commit?: ((committed: Committed, tell: Effect.Effect<void>) => Effect.Effect<void>) | undefined
+    readonly commit?: ((committed: Committed, tell: Engine["tell"]) => Effect.Effect<void>) | undefined
     readonly transact?: Host["transact"]
     readonly client?: Host["client"]
     readonly observe?: Host["observe"]
@@ -77,9 +77,9 @@ export const make = (
     observe: options.observe,
     transact: options.transact,
     ignoresTransactions: options.ignoresTransactions ?? false,
-    commit: (committed) => commit(committed, engine.tell(committed)),
+    commit: (committed) => commit(committed, engine.tell),
     late: (registered) => {
-      const committed = new Committed([registered], engine, {})
+      const committed = new Committed([registered], engine, {}, false)
       return Effect.andThen(engine.commit(committed), engine.tell(committed))
     },
     tell: (committed) =>

@@ -34,7 +34,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type BoundaryOptions, insideOut, open, openInside, type Outcomes } from "./Boundary.ts"
-import { Deferred, Registered } from "./Deferred.ts"
+import { Deferred, type DeferOptions, Registered } from "./Deferred.ts"
 import type { Epilogue } from "./Engine.ts"
 import * as Stm from "./internal/stm.ts"
 import type { CommitError, EpilogueError, Intent, Report } from "./Outcome.ts"
@@ -42,26 +42,9 @@ import type { CommitError, EpilogueError, Intent, Report } from "./Outcome.ts"
 export * from "./Background.ts"
 export type { BoundaryOptions } from "./Boundary.ts"
 export type { Committed, RunOptions } from "./Committed.ts"
-export { Deferred } from "./Deferred.ts"
+export { Deferred, type DeferOptions } from "./Deferred.ts"
 export { type Engine, type EngineOptions, Epilogue, layer, layerOptions, make } from "./Engine.ts"
 export { CommitError, EpilogueError, type Failure, type Intent, isEpilogueError, type Outcome, type Report } from "./Outcome.ts"
-
-/**
- * What an intent can be told when it is deferred.
- *
- * @category models
- * @since 0.1.0
- */
-export interface DeferOptions {
-  /** What reports, errors, logs and spans call the intent. Defaults to the function's name, or `"anonymous"`. */
-  readonly name?: string | undefined
-  /** What reports show of its data. Defaults to the arguments of the deferred function, or `undefined`. */
-  readonly payload?: unknown
-  /** Keeps one intent for each key in a boundary: the last one registered counts, and takes the later place. */
-  readonly key?: string | undefined
-  /** After this long, the intent is interrupted and has failed with a `Cause.TimeoutError`. Defaults to no limit. */
-  readonly timeout?: Duration.Input | undefined
-}
 
 type AnyFunction<Args extends ReadonlyArray<unknown>, A, E, R> = (...args: Args) => Effect.Effect<A, E, R>
 
@@ -92,8 +75,8 @@ export const defer: {
 ): Effect.Effect<void, never, R | Deferred> =>
   // A service key is both a function and an effect. It is an effect here.
   Effect.isEffect(self)
-    ? deferWith((rest[0] ?? {}) as DeferOptions)(self)
-    : register(Effect.suspend(() => self(...rest)), self.name || "anonymous", rest, {})
+    ? register(self, (rest[0] ?? anonymous) as DeferOptions)
+    : register(Effect.suspend(() => self(...rest)), { name: self.name || undefined, payload: rest })
 
 /**
  * `defer` for pipes: `sendReceipt(email).pipe(Epilogue.deferWith({ name: "sendReceipt" }))`.
@@ -103,37 +86,26 @@ export const defer: {
  */
 export const deferWith =
   (options: DeferOptions) => <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<void, never, R | Deferred> =>
-    register(effect, "anonymous", options.payload, options)
+    register(effect, options)
+
+const anonymous: DeferOptions = {}
 
 const register = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
-  name: string,
-  payload: unknown,
   options: DeferOptions
 ): Effect.Effect<void, never, R | Deferred> =>
   Effect.withFiber((fiber) => {
     const queue = Context.get(fiber.context as Context.Context<Deferred>, Deferred)
-    const timeout = options.timeout === undefined ? undefined : Duration.fromInput(options.timeout)
-    if (timeout !== undefined && Option.isNone(timeout)) {
-      return Effect.die(
+    // The context that it needs is kept beside it.
+    const registered = new Registered(effect as Effect.Effect<A, E>, fiber.context, options)
+    return options.timeout !== undefined && Option.isNone(Duration.fromInput(options.timeout))
+      ? Effect.die(
         new Error(
-          `Epilogue: the timeout of intent "${options.name ?? name}" is no duration: ${String(options.timeout)}. `
-            + `Give it as in \`timeout: "5 seconds"\`.`
+          `Epilogue: the timeout of intent "${registered.name}" is no duration: ${String(options.timeout)}. Give it as `
+            + `in \`timeout: "5 seconds"\`.`
         )
       )
-    }
-    return queue.register(
-      new Registered(
-        // The context that it needs is kept beside it.
-        effect as Effect.Effect<A, E>,
-        fiber.context,
-        options.name ?? name,
-        payload,
-        options.key,
-        timeout?.value
-      ),
-      fiber
-    )
+      : queue.register(registered, fiber)
   })
 
 /**

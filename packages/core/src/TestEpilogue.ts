@@ -73,7 +73,7 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
     intents: Effect.sync(() =>
       Array.from(collected)
         .filter((entry) => !isReplaced(...entry))
-        .map(([{ name, payload }, { status }]) => ({ name, payload, status }))
+        .map(([{ intent }, { status }]) => ({ ...intent, status }))
     ),
     run: Effect.suspend(() => {
       const epilogues = committed

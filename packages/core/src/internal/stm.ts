@@ -44,5 +44,3 @@ export const join = (attempt: Attempt, open: TxRef.TxRef<boolean>): Effect.Effec
   Effect.tx(Effect.andThen(TxRef.get(open), TxRef.set(attempt.committed, true)))
 
 export const end = (open: TxRef.TxRef<boolean>): Effect.Effect<void> => TxRef.set(open, false)
-
-export const counts = (attempt: Attempt | undefined): boolean => attempt === undefined || attempt.committed.value

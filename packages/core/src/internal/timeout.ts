@@ -9,7 +9,7 @@ import * as Fiber from "effect/Fiber"
  */
 export const timeoutDetached = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
-  duration: Duration.Duration
+  duration: Duration.Input
 ): Effect.Effect<A, E | Cause.TimeoutError, R> =>
   Effect.flatMap(Effect.forkDetach(effect, { startImmediately: true }), (fiber) =>
     Effect.onInterrupt(
@@ -17,7 +17,7 @@ export const timeoutDetached = <A, E, R>(
         duration,
         orElse: () => {
           fiber.interruptUnsafe()
-          return Effect.fail(new Cause.TimeoutError(`The intent did not end within ${Duration.format(duration)}`))
+          return Effect.fail(new Cause.TimeoutError(`The intent did not end within ${Duration.format(Duration.fromInputUnsafe(duration))}`))
         }
       }),
       () => Effect.sync(() => fiber.interruptUnsafe())
