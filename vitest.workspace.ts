@@ -16,6 +16,15 @@ export default defineConfig({
         test: { name: "docs", root: "docs", include: ["test/**/*.test.ts"] }
       },
       {
+        test: {
+          name: "embedded-postgres",
+          root: "packages/embedded-postgres",
+          include: ["test/**/*.test.ts"],
+          globalSetup: "@epilogue/embedded-postgres/globalSetup",
+          testTimeout: 60_000
+        }
+      },
+      {
         test: { name: "runtimes", root: "packages/runtimes", include: ["test/**/*.test.ts"], testTimeout: 60_000 }
       }
     ]
