@@ -1,7 +1,7 @@
 // A program that starts a server, says where it is, and waits for its own end.
 import { PgClient } from "@effect/sql-pg"
 import * as EmbeddedPostgres from "@epilogue/embedded-postgres"
-import { Effect, Redacted } from "effect"
+import { Effect, Layer, Redacted } from "effect"
 
 await Effect.runPromise(
   Effect.gen(function*() {
@@ -10,5 +10,5 @@ await Effect.runPromise(
     const [row] = yield* sql`SELECT current_setting('data_directory') AS folder`
     process.stdout.write(JSON.stringify({ ...row, url: Redacted.value(url) }))
     return yield* Effect.never
-  }).pipe(Effect.provide(EmbeddedPostgres.layerDatabase), Effect.provide(EmbeddedPostgres.layer))
+  }).pipe(Effect.provide(Layer.provideMerge(EmbeddedPostgres.layerDatabase, EmbeddedPostgres.layer)))
 )
