@@ -7,7 +7,6 @@ import * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { identity } from "effect/Function"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Semaphore from "effect/Semaphore"
@@ -54,13 +53,15 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
       const running = new Map<Committed, Fiber.Fiber<void>>()
       let isClosing = false
       const { concurrency = "unbounded" } = options
-      const limit = concurrency === "unbounded" ? identity : Semaphore.makeUnsafe(concurrency).withPermit
+      const permits = concurrency === "unbounded" ? undefined : Semaphore.makeUnsafe(concurrency)
 
       const commit = (committed: Committed, tell: Engine["tell"]): Effect.Effect<void> =>
         Effect.suspend(() => {
           if (isClosing) return committed.run
-          const epilogue = Effect.uninterruptibleMask((restore) => Effect.andThen(committed.runWith(restore), tell(committed)))
-          return Effect.map(Effect.forkDetach(limit(epilogue)), (fiber) => {
+          const epilogue = Effect.uninterruptibleMask((restore) =>
+            Effect.andThen(committed.runWith(restore), tell(committed))
+          )
+          return Effect.map(Effect.forkDetach(permits?.withPermit(epilogue) ?? epilogue), (fiber) => {
             running.set(committed, fiber)
             fiber.addObserver(() => running.delete(committed))
           })
@@ -87,7 +88,9 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
             return committed.skipped
           })
           const cause = Cause.die(new Error("Skipped: the layer closed, and its drainTimeout ran out before it began"))
-          return Effect.forEach(skipped, (intent) => tellFailure({ intent, cause }, options.onFailure), { discard: true })
+          return Effect.forEach(skipped, (intent) => tellFailure({ intent, cause }, options.onFailure), {
+            discard: true
+          })
         })
 
       return make({ commit, onFailure: options.onFailure })

@@ -96,7 +96,7 @@ const discard = (queue: Queue, cause: Cause.Cause<unknown>): Effect.Effect<void>
   const run = Effect.forEach(
     hooks,
     (hook) =>
-      Effect.updateContext(Effect.suspend(() => hook.run(cause)), (_: Context.Context<never>) => Sql.omitFrom(hook.context)).pipe(
+      Effect.setContext(Effect.suspend(() => hook.run(cause)), Sql.omitFrom(hook.context)).pipe(
         Effect.ignoreCause({ log: "Error", message: "A rollback hook failed; the other hooks run all the same" })
       ),
     { discard: true }
@@ -117,7 +117,6 @@ class Boundary {
   private inTransaction = false
   private waiting = 0
   private isPostponed = false
-  private error: EpilogueError<unknown> | undefined = undefined
 
   constructor(engine: Engine, options: BoundaryOptions, report: Outcomes | undefined, context: Context.Context<never>) {
     this.engine = engine
@@ -150,8 +149,8 @@ class Boundary {
     const body = Effect.updateContext(core, (context: Context.Context<Exclude<R, Deferred>>) => {
       const inside = ignoresTransactions ? Sql.detach(context) : context
       if (ignoresTransactions || transact !== undefined) {
-        const outside = Sql.openIn(this.context).map(({ level }) => level)
-        this.queue.owns = Sql.openIn(inside).flatMap(({ level }) => outside.includes(level) ? [] : [level])
+        const outside = new Set(Sql.openIn(this.context).map(({ level }) => level))
+        this.queue.owns = Sql.openIn(inside).flatMap(({ level }) => outside.has(level) ? [] : [level])
       }
       return Context.add(inside, Deferred, this.queue) as Context.Context<R>
     })
@@ -216,23 +215,24 @@ class Boundary {
       if (this.report !== undefined || Exit.isFailure(exit)) return Effect.void
       const { failures, skipped } = committed
       if (!isReadonlyArrayNonEmpty(failures)) return Effect.void
-      this.error = new EpilogueError({ value: exit.value, failures, skipped })
-      return Effect.fail(this.error)
+      return Effect.fail(new EpilogueError({ value: exit.value, failures, skipped }))
     })
   }
 
   private commit(): Committed {
-    return new Committed(this.queue.take(), this.engine, this.options, this.report !== undefined)
+    // Who observes may look at the outcomes later.
+    const keepsValues = this.report !== undefined || this.engine.observe !== undefined
+    return new Committed(this.queue.take(), this.engine, this.options, keepsValues)
   }
 
   /**
-   * The last thing to see the result: where an interruption has taken the place of the report or the error, nobody has
-   * been told of the failures.
+   * The last to see the result: where the caller has been interrupted meanwhile, nobody is told of the failures by the
+   * error or the report.
    */
   private answered(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> | undefined {
     if (this.committed?.hasFailures !== true || this.isPostponed) return undefined
     const isTold = this.report === undefined
-      ? Exit.isFailure(exit) && exit.cause.reasons.some((reason) => Cause.isFailReason(reason) && reason.error === this.error)
+      ? Exit.isFailure(exit) && !Cause.hasInterrupts(exit.cause)
       : Exit.isSuccess(exit)
     return isTold ? undefined : this.engine.tell(this.committed)
   }

@@ -84,14 +84,16 @@ export class Committed {
     return this.failed > 0
   }
 
-  /** What has become of each intent so far. Those that have not run yet are `Postponed`. */
+  /** What has become of each intent so far. Those that have not ended yet are `Postponed`. */
   get outcomes(): ReadonlyArray<Outcome> {
     const outcomes: Array<Outcome> = []
     this.list.forEach((registered, index) => {
       const exit = this.exits[index]
-      if (exit !== undefined) outcomes.push({ _tag: "Ran", intent: registered.intent, exit })
+      const { intent } = registered
+      if (exit === running) outcomes.push({ _tag: "Postponed", intent })
+      else if (exit !== undefined) outcomes.push({ _tag: "Ran", intent, exit })
       else if (!this.isReplaced(registered)) {
-        outcomes.push({ _tag: this.state === "ended" ? "Skipped" : "Postponed", intent: registered.intent })
+        outcomes.push({ _tag: this.state === "ended" ? "Skipped" : "Postponed", intent })
       }
     })
     return outcomes
@@ -210,15 +212,12 @@ export class Committed {
           (registered, index) =>
             Effect.suspend(() => {
               this.pull()
-              return this.state === "ended" || this.isReplaced(registered)
-                ? Effect.void
-                : Effect.updateContext(
-                  this.effectOf(registered),
-                  (_: Context.Context<never>) => this.contextOf(registered.context)
-                ).pipe(
-                  Effect.exit,
-                  Effect.map((exit) => this.record(first + index, exit))
-                )
+              if (this.state === "ended" || this.isReplaced(registered)) return Effect.void
+              this.exits[first + index] = running
+              return Effect.setContext(this.effectOf(registered), this.contextOf(registered.context)).pipe(
+                Effect.exit,
+                Effect.map((exit) => this.record(first + index, exit))
+              )
             }),
           { concurrency, discard: true }
         )))
@@ -231,9 +230,12 @@ export class Committed {
   private take(): Registered | undefined {
     while (this.state !== "ended" && (this.next < this.list.length || this.pull())) {
       const registered = this.list[this.next++]!
-      if (registered.key === undefined) return registered
-      this.pull()
-      if (!this.isReplaced(registered)) return registered
+      if (registered.key !== undefined) {
+        this.pull()
+        if (this.isReplaced(registered)) continue
+      }
+      this.exits[this.next - 1] = running
+      return registered
     }
     return undefined
   }
@@ -300,6 +302,9 @@ export class Committed {
     if (skipped > 0) Metrics.intentsSkipped.updateUnsafe(skipped, context)
   }
 }
+
+/** Stands for the exit of an intent that has begun and has not ended. */
+const running = Exit.interrupt()
 
 const isTraced = (context: Context.Context<never>): boolean =>
   Context.getOrUndefined(context, Tracer.ParentSpan) !== undefined

@@ -246,7 +246,10 @@ export class Queue {
     if (!this.isOpen) return ended("a rollback hook")
     const transaction = Stm.inContext(hook.context)
     return Effect.map(Stm.isActive(fiber), (active) => {
-      ;(this.hooks ??= []).push({ ...hook, attempt: active ? { transaction: transaction!, number: transaction!.attempt } : undefined })
+      ;(this.hooks ??= []).push({
+        ...hook,
+        attempt: active ? { transaction: transaction!, number: transaction!.attempt } : undefined
+      })
     })
   }
 
@@ -324,8 +327,10 @@ export class Queue {
 
   /** The hooks to run on discard, the last registered first; those of a transaction's abandoned attempts are gone. */
   takeHooks(): ReadonlyArray<Hook> {
-    return (this.hooks ?? []).filter(({ attempt }) => attempt === undefined || attempt.transaction.attempt === attempt.number)
-      .reverse()
+    return (this.hooks ?? []).filter(({ attempt }) =>
+      attempt === undefined || attempt.transaction.attempt === attempt.number
+    )
+      .toReversed()
   }
 }
 

@@ -85,9 +85,11 @@ export const make = (
     tell: (committed) =>
       Effect.suspend(() => {
         const untold = committed.takeUntold()
-        return untold.length === 0 ? Effect.void : Effect.forEach(untold, (failure) => tellFailure(failure, options.onFailure), {
-          discard: true
-        })
+        return untold.length === 0 ?
+          Effect.void :
+          Effect.forEach(untold, (failure) => tellFailure(failure, options.onFailure), {
+            discard: true
+          })
       })
   }
   return engine

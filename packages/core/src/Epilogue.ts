@@ -34,7 +34,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type BoundaryOptions, insideOut, open, openInside, type Outcomes } from "./Boundary.ts"
-import { Deferred, type DeferOptions, Registered } from "./Deferred.ts"
+import { type DeferOptions, Deferred, Registered } from "./Deferred.ts"
 import type { Epilogue } from "./Engine.ts"
 import * as Stm from "./internal/stm.ts"
 import type { CommitError, EpilogueError, Intent, Report } from "./Outcome.ts"
@@ -42,9 +42,17 @@ import type { CommitError, EpilogueError, Intent, Report } from "./Outcome.ts"
 export * from "./Background.ts"
 export type { BoundaryOptions } from "./Boundary.ts"
 export type { Committed, RunOptions } from "./Committed.ts"
-export { Deferred, type DeferOptions } from "./Deferred.ts"
+export { type DeferOptions, Deferred } from "./Deferred.ts"
 export { type Engine, type EngineOptions, Epilogue, layer, layerOptions, make } from "./Engine.ts"
-export { CommitError, EpilogueError, type Failure, type Intent, isEpilogueError, type Outcome, type Report } from "./Outcome.ts"
+export {
+  CommitError,
+  EpilogueError,
+  type Failure,
+  type Intent,
+  isEpilogueError,
+  type Outcome,
+  type Report
+} from "./Outcome.ts"
 
 type AnyFunction<Args extends ReadonlyArray<unknown>, A, E, R> = (...args: Args) => Effect.Effect<A, E, R>
 
@@ -101,7 +109,7 @@ const register = <A, E, R>(
     return options.timeout !== undefined && Option.isNone(Duration.fromInput(options.timeout))
       ? Effect.die(
         new Error(
-          `Epilogue: the timeout of intent "${registered.name}" is no duration: ${String(options.timeout)}. Give it as `
+          `Epilogue: the timeout of intent "${registered.name}" is no duration. Give it as `
             + `in \`timeout: "5 seconds"\`.`
         )
       )
@@ -166,7 +174,8 @@ export const deferOrRun = <A, E, R>(
       ? Effect.asVoid(effect)
       : Effect.flatMap(
         Stm.isActive(fiber),
-        (active) => active ? insideOut(`Intent "${options?.name ?? "anonymous"}" would run at once`) : Effect.asVoid(effect)
+        (active) =>
+          active ? insideOut(`Intent "${options?.name ?? "anonymous"}" would run at once`) : Effect.asVoid(effect)
       )
   })
 

@@ -79,6 +79,7 @@ export interface Report<out A> {
  * @category errors
  * @since 0.1.0
  */
+// oxlint-disable-next-line typescript/no-unnecessary-type-parameters -- it is the type of `value`
 export class EpilogueError<out A> extends Data.TaggedError("EpilogueError")<{
   readonly value: unknown
   readonly failures: NonEmptyReadonlyArray<Failure>
@@ -92,7 +93,9 @@ export class EpilogueError<out A> extends Data.TaggedError("EpilogueError")<{
     const skipped = this.skipped.length === 0
       ? ""
       : ` Not run because of that: ${this.skipped.map((intent) => `"${intent.name}"`).join(", ")}.`
-    return `The core committed, and then ${this.failures.length === 1 ? "an intent" : `${this.failures.length} intents`} `
+    return `The core committed, and then ${
+      this.failures.length === 1 ? "an intent" : `${this.failures.length} intents`
+    } `
       + `failed: ${failed}.${skipped} The core's result is in \`value\`. Do not run the program again: repair what the `
       + `failed intents were to do, or retry inside the intent itself.`
   }

@@ -62,8 +62,9 @@ const transactWith =
       const isNested = Context.getOrUndefined(fiber.context, client.transactionService) !== undefined
       const transaction = isNested ? client.withTransaction(restore(body)) : restore(client.withTransaction(body))
       return Effect.catchCause(transaction, (cause): Effect.Effect<A, E | CommitError> => {
-        const isDecided = ended !== undefined && (Exit.isFailure(ended) || isCommitted)
-        if (isDecided) return Effect.andThen(warn(cause, ended!), ended!)
+        if (ended !== undefined && (Exit.isFailure(ended) || isCommitted)) {
+          return Effect.andThen(warn(cause, ended), ended)
+        }
         // Interrupted while it waited for a connection, or at the very end of the core: `COMMIT` was not sent.
         if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
         const error = Cause.squash(cause)

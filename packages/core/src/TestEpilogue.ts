@@ -73,7 +73,7 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
     intents: Effect.sync(() =>
       Array.from(collected)
         .filter((entry) => !isReplaced(...entry))
-        .map(([{ intent }, { status }]) => ({ ...intent, status }))
+        .map(([{ intent: { name, payload } }, { status }]) => ({ name, payload, status }))
     ),
     run: Effect.suspend(() => {
       const epilogues = committed
@@ -102,8 +102,8 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
  * @category accessors
  * @since 0.1.0
  */
-export const intents: Effect.Effect<ReadonlyArray<Collected>, never, TestEpilogue> = TestEpilogue.use(({ intents }) =>
-  intents
+export const intents: Effect.Effect<ReadonlyArray<Collected>, never, TestEpilogue> = TestEpilogue.use((self) =>
+  self.intents
 )
 
 /**
@@ -113,7 +113,7 @@ export const intents: Effect.Effect<ReadonlyArray<Collected>, never, TestEpilogu
  * @category accessors
  * @since 0.1.0
  */
-export const run: Effect.Effect<ReadonlyArray<Outcome>, never, TestEpilogue> = TestEpilogue.use(({ run }) => run)
+export const run: Effect.Effect<ReadonlyArray<Outcome>, never, TestEpilogue> = TestEpilogue.use((self) => self.run)
 
 /**
  * Forgets every intent registered so far.
@@ -121,4 +121,4 @@ export const run: Effect.Effect<ReadonlyArray<Outcome>, never, TestEpilogue> = T
  * @category accessors
  * @since 0.1.0
  */
-export const reset: Effect.Effect<void, never, TestEpilogue> = TestEpilogue.use(({ reset }) => reset)
+export const reset: Effect.Effect<void, never, TestEpilogue> = TestEpilogue.use((self) => self.reset)

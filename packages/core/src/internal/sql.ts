@@ -76,12 +76,12 @@ export const afterCommit = Effect.fnUntraced(function*(
   let ran = false
   let registered = false
   const register = yield* afterCommitOf(open.key, client, who)
-  const exit = yield* Effect.exit(Effect.updateContext(
+  const exit = yield* Effect.exit(Effect.setContext(
     register(Effect.suspend(() => {
       ran = true
       return registered ? callback : Effect.void
     })),
-    (_: Context.Context<never>) => Context.make(open.key, open.level)
+    Context.make(open.key, open.level)
   ))
   registered = true
   if (Exit.isSuccess(exit) && !ran) return true

@@ -17,7 +17,11 @@ export const timeoutDetached = <A, E, R>(
         duration,
         orElse: () => {
           fiber.interruptUnsafe()
-          return Effect.fail(new Cause.TimeoutError(`The intent did not end within ${Duration.format(Duration.fromInputUnsafe(duration))}`))
+          return Effect.fail(
+            new Cause.TimeoutError(
+              `The intent did not end within ${Duration.format(Duration.fromInputUnsafe(duration))}`
+            )
+          )
         }
       }),
       () => Effect.sync(() => fiber.interruptUnsafe())
