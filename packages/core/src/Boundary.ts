@@ -60,8 +60,8 @@ export const open = <A, E, R>(
 export const insideOut = (what: string): Effect.Effect<never> =>
   Effect.die(
     new Error(
-      `Epilogue: ${what} inside \`Effect.tx\`, whose body runs again whenever it conflicts. Turn them inside out: put `
-        + `the \`Effect.tx\` inside the boundary.`
+      `Epilogue: ${what} inside \`Effect.tx\`, whose body may run again. Turn them inside out: put the \`Effect.tx\` `
+        + `inside the boundary.`
     )
   )
 
@@ -86,6 +86,23 @@ export const openInside = <A, E, R>(
   return transact === undefined
     ? Effect.onExitPrimitive(body, end)
     : Effect.uninterruptibleMask((restore) => Effect.onExitPrimitive(transact(body, restore), end))
+}
+
+/** Opens a savepoint whose types have no room for a `CommitError`: that it cannot be set or released is a defect. */
+export const openSavepoint = <A, E, R>(
+  outer: Queue,
+  core: Effect.Effect<A, E, R>
+): Effect.Effect<A, E, Exclude<R, Deferred>> => {
+  let hasFailed = false
+  const watched = Effect.onExitPrimitive(core, (exit) => {
+    hasFailed = Exit.isFailure(exit)
+    return undefined
+  })
+  return Effect.catchCause(openInside(outer, watched, undefined), (cause) =>
+    // The core's own failure, and with it a `CommitError` of the core's own, passes.
+    hasFailed || Cause.hasInterruptsOnly(cause)
+      ? Effect.failCause(cause as Cause.Cause<E>)
+      : Effect.die(Cause.squash(cause)))
 }
 
 /** Ends a boundary without a trace, but for its rollback hooks. */

@@ -347,8 +347,8 @@ export const isLast = (last: ReadonlyMap<string, Registered>, registered: Regist
 const ended = (what: string): Effect.Effect<never> =>
   Effect.die(
     new Error(
-      `Epilogue: ${what} was registered into a boundary that has already ended. The fiber that registered it outlived `
-        + `the boundary: await that fiber inside the boundary, or give it a boundary of its own with \`Epilogue.atomic\`.`
+      `Epilogue: ${what} was registered into a boundary that has already ended, by a fiber that outlived it. Await the `
+        + `fiber inside the boundary, or give it a boundary of its own with \`Epilogue.atomic\`.`
     )
   )
 

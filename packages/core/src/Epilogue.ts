@@ -33,7 +33,7 @@ import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { type BoundaryOptions, insideOut, open, openInside, type Outcomes } from "./Boundary.ts"
+import { type BoundaryOptions, insideOut, open, openSavepoint, type Outcomes } from "./Boundary.ts"
 import { type DeferOptions, Deferred, Registered } from "./Deferred.ts"
 import type { Epilogue } from "./Engine.ts"
 import * as Stm from "./internal/stm.ts"
@@ -254,7 +254,7 @@ const reportOf = <A, E, R>(core: Effect.Effect<A, E, R>, options: BoundaryOption
 export const savepoint = <A, E, R>(self: Effect.Effect<A, E, R>): Effect.Effect<A, E, R | Deferred> =>
   Effect.withFiber((fiber) => {
     const queue = Context.get(fiber.context as Context.Context<Deferred>, Deferred)
-    return openInside(queue, self, undefined) as Effect.Effect<A, E, R>
+    return openSavepoint(queue, self) as Effect.Effect<A, E, R>
   })
 
 /**

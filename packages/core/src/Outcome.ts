@@ -90,14 +90,11 @@ export class EpilogueError<out A> extends Data.TaggedError("EpilogueError")<{
 
   override get message(): string {
     const failed = this.failures.map(({ cause, intent }) => `"${intent.name}" (${describe(cause)})`).join(", ")
-    const skipped = this.skipped.length === 0
-      ? ""
-      : ` Not run because of that: ${this.skipped.map((intent) => `"${intent.name}"`).join(", ")}.`
-    return `The core committed, and then ${
-      this.failures.length === 1 ? "an intent" : `${this.failures.length} intents`
-    } `
-      + `failed: ${failed}.${skipped} The core's result is in \`value\`. Do not run the program again: repair what the `
-      + `failed intents were to do, or retry inside the intent itself.`
+    const skipped = this.skipped.map(({ name }) => `"${name}"`).join(", ")
+    return `The core committed, but intents failed: ${failed}${
+      skipped && `; skipped because of that: ${skipped}`
+    }. Its `
+      + `result is in \`value\`: do not run it again, repair what the intents were to do.`
   }
 }
 
@@ -124,13 +121,8 @@ export const isEpilogueError = (u: unknown): u is EpilogueError<unknown> => hasP
 export class CommitError extends Data.TaggedError("CommitError")<{
   readonly cause: unknown
   readonly outcome: "discarded" | "unknown"
-}> {
-  override get message(): string {
-    return this.outcome === "discarded"
-      ? "The transaction of the boundary did not commit: the database discarded it, and no intent has run. It is safe to run the program again."
-      : "Whether the transaction of the boundary committed is not known: the database gave no answer. No intent has run. Look for its rows before you run the program again."
-  }
-}
+  readonly message?: string
+}> {}
 
 const describe = (cause: Cause.Cause<unknown>): string => {
   if (Cause.hasInterruptsOnly(cause)) return "interrupted"

@@ -69,9 +69,15 @@ const transactWith =
         if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
         const error = Cause.squash(cause)
         const outcome = ended === undefined || isProofOfAbort(error) ? "discarded" : "unknown"
-        return Effect.fail(new CommitError({ cause: error, outcome }))
+        return Effect.fail(new CommitError({ cause: error, outcome, message: advice[outcome] }))
       })
     })
+
+const advice: { readonly [Outcome in CommitError["outcome"]]: string } = {
+  discarded: "The transaction did not commit, and no intent has run. It is safe to run the program again.",
+  unknown: "It is not known whether the transaction committed. No intent has run. Look for its rows before you run the "
+    + "program again."
+}
 
 /** What went wrong after the core had failed, or after `COMMIT`, changes nothing; but it is not kept quiet. */
 const warn = (cause: Cause.Cause<unknown>, ended: Exit.Exit<unknown, unknown>): Effect.Effect<void> => {

@@ -147,8 +147,8 @@ describe("failing intents", () => {
       )
       assert(Epilogue.isEpilogueError(error))
       assert.include(error.message, `"charge" (the card was declined)`)
-      assert.include(error.message, `Not run because of that: "receipt"`)
-      assert.include(error.message, "Do not run the program again")
+      assert.include(error.message, `skipped because of that: "receipt"`)
+      assert.include(error.message, "do not run it again")
     }).pipe(Effect.provide(Epilogue.layer)))
 
   it.effect("law 3: a report has the value and every outcome, and no error", () =>
@@ -427,7 +427,7 @@ describe("a boundary that has ended", () => {
       Effect.gen(function*() {
         const defect = defectOf(yield* straggler(Epilogue.defer(Effect.void, { name: "receipt" }), end))
         assert.include(defect, `intent "receipt" was registered into a boundary that has already ended`)
-        assert.include(defect, "await that fiber inside the boundary")
+        assert.include(defect, "Await the fiber inside the boundary")
       }))
 
     it.effect(`law 6: so is deferOrRun, and a rollback hook, into a boundary that was ${name}`, () =>

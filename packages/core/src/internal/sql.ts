@@ -91,10 +91,10 @@ export const afterCommit = Effect.fnUntraced(function*(
   return yield* Effect.die(
     new Error(
       ran
-        ? `Epilogue: ${who} is inside a SQL transaction that cannot be waited for, because it was not started by `
-          + `\`SqlClient.withTransaction\`. Start it that way, or open the boundary around the transaction.`
-        : `Epilogue: ${who} is inside a SQL savepoint that has already ended; a fiber outlived it, and whether the `
-          + `transaction around it commits cannot be known. Await the fiber inside the savepoint.`
+        ? `Epilogue: ${who} is in a SQL transaction that was not started by \`SqlClient.withTransaction\`, so its COMMIT `
+          + `cannot be awaited. Start it that way, or open the boundary around it.`
+        : `Epilogue: ${who} is in a SQL savepoint that has ended, so whether it commits cannot be known. Await the `
+          + `fiber inside the savepoint.`
     )
   )
 })
@@ -122,8 +122,8 @@ const clientOver = (key: Key, who: string): Effect.Effect<SqlClient.SqlClient["a
     .pipe(
       Effect.mapError((cause) =>
         new Error(
-          `Epilogue: ${who} is inside a SQL transaction whose client is not in the context. Provide the \`SqlClient\` `
-            + `around the boundary, or use \`SqlEpilogue.layer\`.`,
+          `Epilogue: ${who} is in a SQL transaction whose client is not in the context. Provide the \`SqlClient\` around `
+            + `the boundary, or use \`SqlEpilogue.layer\`.`,
           { cause }
         )
       ),
