@@ -182,6 +182,7 @@ class Boundary {
     return Effect.withFiber((fiber) =>
       Effect.flatMap(this.queue.end() ?? Effect.void, () => {
         this.committed = this.commit()
+        if (this.committed.isEmpty && !this.queue.hasHooks) return Effect.void
         return Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
       })
     )

@@ -243,14 +243,18 @@ export class Queue {
 
   /** Adds what runs on discard. */
   registerHook(hook: Omit<Hook, "attempt">, fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<void> {
-    if (!this.isOpen) return ended("a rollback hook")
-    const transaction = Stm.inContext(hook.context)
-    return Effect.map(Stm.isActive(fiber), (active) => {
-      ;(this.hooks ??= []).push({
-        ...hook,
-        attempt: active ? { transaction: transaction!, number: transaction!.attempt } : undefined
-      })
+    return Effect.flatMap(Stm.isActive(fiber), (isActive) => {
+      if (!this.isOpen) return ended("a rollback hook")
+      const transaction = isActive ? Stm.inContext(hook.context) : undefined
+      const attempt = transaction && { transaction, number: transaction.attempt }
+      this.hooks ??= []
+      this.hooks.push({ ...hook, attempt })
+      return Effect.void
     })
+  }
+
+  get hasHooks(): boolean {
+    return this.hooks !== undefined
   }
 
   /** Takes over what a committed savepoint holds, after what is here already. */
@@ -260,7 +264,7 @@ export class Queue {
     const first = registered[0]
     if (!this.isOpen) {
       if (first !== undefined) return ended(`intent "${first.name}" of a savepoint`)
-      if (savepoint.hooks !== undefined) return ended("a rollback hook of a savepoint")
+      if (savepoint.hasHooks) return ended("a rollback hook of a savepoint")
     }
     this.hasAttempts ||= savepoint.hasAttempts
     for (const hook of savepoint.hooks ?? []) (this.hooks ??= []).push(hook)

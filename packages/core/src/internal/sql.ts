@@ -25,30 +25,41 @@ const levelPrefix = "effect/sql/SqlClient/TransactionConnection/"
 const clientKey = Context.Service<SqlClient.SqlClient>("effect/sql/SqlClient")
 const clientModule = "effect/sql/SqlClient"
 
-/** Whether a transaction is, or was, open in this context. One look-up, for the way that most registrations take. */
-export const isInside = (context: Context.Context<never>): boolean =>
-  Context.getOrUndefined(context, currentTransaction) !== undefined
+/**
+ * Where the innermost transaction is kept, if there is one: one that the client has started, or one that somebody has
+ * provided by hand for a client in the context. Two look-ups, for the way that most registrations take.
+ */
+const innermost = (context: Context.Context<never>): Key | undefined => {
+  const current = Context.getOrUndefined(context, currentTransaction)
+  if (current !== undefined) return current
+  const key = Context.getOrUndefined(context, clientKey)?.transactionService
+  return key !== undefined && Context.getOrUndefined(context, key) !== undefined ? key : undefined
+}
+
+/** Whether a transaction is, or was, open in this context. */
+export const isInside = (context: Context.Context<never>): boolean => innermost(context) !== undefined
 
 const keysIn = (context: Context.Context<never>): Array<string> => {
-  const current = Context.getOrUndefined(context, currentTransaction)?.key
-  return Array.from(context.mapUnsafe.keys()).filter((key) => key === current || key.startsWith(levelPrefix))
+  const key = innermost(context)?.key
+  return key === undefined
+    ? []
+    : Array.from(context.mapUnsafe.keys()).filter((each) => each === key || each.startsWith(levelPrefix))
 }
 
 /** Every transaction in this context: one for each client that has one open. */
 export const openIn = (context: Context.Context<never>): ReadonlyArray<Open> =>
-  isInside(context)
-    ? keysIn(context).flatMap((name) => {
-      const key: Key = Context.Service(name)
-      const level = Context.getOrUndefined(context, key)
-      return level === undefined ? [] : [{ key, level }]
-    })
-    : []
+  keysIn(context).flatMap((name) => {
+    const key: Key = Context.Service(name)
+    const level = Context.getOrUndefined(context, key)
+    return level === undefined ? [] : [{ key, level }]
+  })
 
 /** The same context with every SQL transaction gone from it. */
 export const omitFrom = (context: Context.Context<never>): Context.Context<never> => {
-  if (!isInside(context)) return context
+  const keys = keysIn(context)
+  if (keys.length === 0) return context
   const services = new Map(context.mapUnsafe)
-  for (const key of keysIn(context)) services.delete(key)
+  for (const key of keys) services.delete(key)
   services.delete(currentTransaction.key)
   return Context.makeUnsafe(services)
 }
