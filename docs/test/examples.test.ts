@@ -1,13 +1,19 @@
+import { EmbeddedPostgres, layer } from "@epilogue/embedded-postgres"
 import { parse } from "comment-parser"
+import * as Effect from "effect/Effect"
+import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as Redacted from "effect/Redacted"
 import { lexer, walkTokens } from "marked"
-import { spawnSync } from "node:child_process"
+import { execFile, spawnSync } from "node:child_process"
 import { globSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
-import { assert, test } from "vitest"
+import { promisify } from "node:util"
+import { afterAll, assert, test } from "vitest"
 
 /*
- * Every `ts` block of the guides, the READMEs and the doc comments is a program: it type checks, and it runs to its end.
- * A block marked `ts no-run` needs something a test has not, and is type checked only.
+ * Every `ts` block of the guides, the READMEs and the doc comments is a program: it type checks, and it runs to its end
+ * in a process of its own. One that reads DATABASE_URL gets a fresh database of a real PostgreSQL. A block marked `ts no-run` needs something a
+ * test has not, and is type checked only.
  */
 
 const root = join(import.meta.dirname, "../..")
@@ -49,6 +55,19 @@ for (const { examples } of sources) {
   for (const { code, file } of examples) writeFileSync(file, `${code}\nexport {}\n`)
 }
 
+const server = ManagedRuntime.make(layer)
+afterAll(() => server.dispose())
+
+const run = (file: string, env: NodeJS.ProcessEnv = process.env) =>
+  promisify(execFile)(process.execPath, [file], { env })
+
+const runWithDatabase = (file: string) =>
+  Effect.gen(function*() {
+    const { createDatabase } = yield* EmbeddedPostgres
+    const url = Redacted.value(yield* createDatabase())
+    yield* Effect.promise(() => run(file, { ...process.env, DATABASE_URL: url }))
+  }).pipe(Effect.scoped)
+
 test.skipIf(sources.length === 0)("every example type checks", () => {
   const tsc = join(import.meta.dirname, "../node_modules/.bin/tsc")
   const { stdout } = spawnSync(tsc, ["--project", join(folder, "../tsconfig.examples.json")], { encoding: "utf8" })
@@ -56,7 +75,11 @@ test.skipIf(sources.length === 0)("every example type checks", () => {
 })
 
 for (const { examples, path } of sources) {
-  examples.forEach(({ file, runs }, index) => {
-    test(`example ${index + 1} of ${path} runs`, { skip: !runs }, () => import(file))
+  examples.forEach(({ code, file, runs }, index) => {
+    test.concurrent(
+      `example ${index + 1} of ${path} runs`,
+      { skip: !runs, timeout: 60_000 },
+      () => code.includes("DATABASE_URL") ? server.runPromise(runWithDatabase(file)) : run(file)
+    )
   })
 }
