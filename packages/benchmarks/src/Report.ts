@@ -1,0 +1,114 @@
+/**
+ * Tables in Markdown, for the terminal and for the guide.
+ */
+import * as Array from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as FileSystem from "effect/FileSystem"
+import { getCurrentVersion } from "effect/Version"
+import { availableParallelism } from "node:os"
+import * as Claim from "./Claim.ts"
+import * as Contender from "./Contender.ts"
+import type { Memory } from "./Memory.ts"
+import * as Spread from "./Spread.ts"
+import type { Settings, Times } from "./Timing.ts"
+
+type Row = ReadonlyArray<string>
+
+/** The first column says what it is about, the others are figures. */
+const table = (head: Row, rows: ReadonlyArray<Row>): string => {
+  const widths = head.map((_, column) => Math.max(...[head, ...rows].map((row) => row[column]?.length ?? 0)))
+  const line = (row: Row) =>
+    `| ${
+      row.map((cell, column) => column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0))
+        .join(" | ")
+    } |`
+  const rule = widths.map((width, column) => column === 0 ? "-".repeat(width) : `${"-".repeat(width - 1)}:`)
+  return [line(head), line(rule), ...rows.map(line)].join("\n")
+}
+
+const count = (value: number): string => value.toLocaleString("en-US", { maximumFractionDigits: 0 })
+
+const spread = ({ max, median, min }: Spread.Spread, digits: number): string =>
+  `${median.toFixed(digits)} (${min.toFixed(digits)}..${max.toFixed(digits)})`
+
+const perSize = (
+  sizes: ReadonlyArray<number>,
+  figure: (contender: Contender.Contender, size: number) => string
+): string =>
+  table(
+    ["intents", ...Contender.all.map(({ name }) => `\`${name}\``)],
+    sizes.map((size) => [count(size)].concat(Contender.all.map((contender) => figure(contender, size))))
+  )
+
+const held = (memory: ReadonlyArray<Memory>): string => {
+  const groups = Array.groupBy(memory, ({ contender, intents }) => `\`${contender.name}\`, ${count(intents)} intents`)
+  const median = (all: ReadonlyArray<Memory>, figure: (memory: Memory) => number) =>
+    count(Spread.of(all.map(figure)).median)
+  return table(
+    ["", "bytes an intent, all waiting", "bytes an intent, while the last runs", "bytes left in all", "frames deeper"],
+    Object.entries(groups).map(([group, all]) => [
+      group,
+      median(all, ({ waiting }) => waiting),
+      median(all, ({ ending }) => ending),
+      median(all, ({ left }) => left),
+      median(all, ({ deeper }) => deeper)
+    ])
+  )
+}
+
+const claimed = (claims: ReadonlyArray<Claim.Claim>): string =>
+  table(
+    ["claim", "measured", "limit", "holds"],
+    claims.map((claim) => [
+      claim.text,
+      spread(claim.measured, 2),
+      String(claim.limit),
+      Claim.holds(claim) ? "yes" : "no"
+    ])
+  )
+
+export interface Results {
+  readonly settings: Settings
+  readonly times: Times
+  readonly memory: ReadonlyArray<Memory>
+  readonly claims: ReadonlyArray<Claim.Claim>
+}
+
+export const make = ({ claims, memory, settings: { rounds, sizes, turn }, times }: Results): string =>
+  [
+    `Node ${process.versions.node}, Effect ${getCurrentVersion()}, ${availableParallelism()} cores. ${rounds} rounds by turns after one to `
+    + `warm up; a turn has as many boundaries as \`array\` does in ${turn} ms, at least one. Figures are medians (min..max). The SQL client is one that does nothing.`,
+    "Nanoseconds a boundary:",
+    perSize(sizes, (contender, size) => {
+      const { max, median, min } = Spread.of(times(contender, size))
+      return `${count(median)} (${count(min)}..${count(max)})`
+    }),
+    "Times `array`, each round by itself:",
+    perSize(
+      sizes,
+      (contender, size) => spread(Spread.ofRatios(times(contender, size), times(Contender.array, size)), 2)
+    ),
+    "Nanoseconds an intent: cost(n) / n, and (cost(n) − cost(0)) / n:",
+    perSize(sizes.filter((size) => size > 0), (contender, size) => {
+      const { median } = Spread.of(times(contender, size))
+      const { median: empty } = Spread.of(times(contender, 0))
+      return `${count(median / size)}, ${count((median - empty) / size)}`
+    }),
+    "Memory:",
+    held(memory),
+    "What is claimed:",
+    claimed(claims)
+  ].join("\n\n")
+
+const guide = new URL("../../../docs/benchmarks.md", import.meta.url)
+const begin = "<!-- results: begin -->"
+const end = "<!-- results: end -->"
+
+/** Puts the report into the guide, in place of the last one. */
+export const write = Effect.fnUntraced(function*(report: string) {
+  const fileSystem = yield* FileSystem.FileSystem
+  const text = yield* fileSystem.readFileString(guide.pathname)
+  const [before, rest = ""] = text.split(begin)
+  const [, after = ""] = rest.split(end)
+  yield* fileSystem.writeFileString(guide.pathname, `${before}${begin}\n\n${report}\n\n${end}${after}`)
+})
