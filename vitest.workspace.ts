@@ -9,6 +9,8 @@ export default defineConfig({
           name: "core",
           root: "packages/core",
           include: ["test/**/*.test.ts"],
+          globalSetup: "@epilogue/embedded-postgres/globalSetup",
+          testTimeout: 60_000,
           typecheck: { enabled: true, include: ["test-types/**/*.test-d.ts"], tsconfig: "tsconfig.test.json" }
         }
       },
