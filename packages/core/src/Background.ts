@@ -12,6 +12,7 @@ import * as Option from "effect/Option"
 import * as Semaphore from "effect/Semaphore"
 import type { Committed } from "./Committed.ts"
 import { type Engine, type EngineOptions, Epilogue, make, tellFailure } from "./Engine.ts"
+import * as Metrics from "./Metrics.ts"
 
 /**
  * Options of `layerBackground`.
@@ -81,16 +82,22 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
       )
 
       const skip = (epilogues: ReadonlyMap<Committed, Fiber.Fiber<void>>): Effect.Effect<void> =>
-        Effect.suspend(() => {
+        Effect.withFiber(({ context }) => {
           const skipped = Array.from(epilogues).flatMap(([committed, fiber]) => {
+            const { hasBegun } = committed
             committed.stop()
             fiber.interruptUnsafe()
-            return committed.skipped
+            const intents = committed.skipped
+            // An epilogue that has begun counts them itself, when it ends.
+            if (!hasBegun) Metrics.intentsSkipped.updateUnsafe(intents.length, context)
+            return intents
           })
-          const cause = Cause.die(new Error("Skipped: the layer closed, and its drainTimeout ran out before it began"))
-          return Effect.forEach(skipped, (intent) => tellFailure({ intent, cause }, options.onFailure), {
-            discard: true
-          })
+          const cause = Cause.die(new Error("The layer closed, and its drainTimeout ran out before the intent began"))
+          return Effect.forEach(
+            skipped,
+            (intent) => tellFailure({ intent, cause }, options.onFailure, "was skipped"),
+            { discard: true }
+          )
         })
 
       return make({ commit, onFailure: options.onFailure })

@@ -48,12 +48,18 @@ export const open = <A, E, R>(
     if (outer?.kind === "boundary" && outer.isOpen && options.isolated !== true) {
       return openInside(outer, core, report)
     }
-    const boundary = new Boundary(Context.get(context, Epilogue), options, report, context)
-    if (Stm.inContext(context) === undefined) return boundary.around(core)
-    return Effect.flatMap(
-      Stm.isActive(fiber),
-      (active) => active ? insideOut("A boundary was opened") : boundary.around(core)
-    )
+    const engine = Context.get(context, Epilogue)
+    const around = (inside: Context.Context<never>) => new Boundary(engine, options, report, inside).around(core)
+    const outermost = engine.transact !== undefined && Sql.isInside(context)
+      // In a transaction that this fiber outlived there is nothing to set a savepoint in.
+      ? Effect.flatMap(
+        Sql.omitEnded(context, engine.client),
+        (inside) => Effect.setContext(around(inside), inside as Context.Context<Exclude<R, Deferred>>)
+      )
+      : around(context)
+    return Stm.inContext(context) === undefined
+      ? outermost
+      : Effect.flatMap(Stm.isActive(fiber), (isActive) => isActive ? insideOut("A boundary was opened") : outermost)
   })
 
 /** The defect of work that would be done once for every attempt of a transaction. */
@@ -74,10 +80,10 @@ export const openInside = <A, E, R>(
   const queue = new Queue("boundary", outer.host, outer)
   // Only inside the engine's own transaction is there something to set a savepoint in.
   const transact = outer.owns.length > 0 ? outer.host.transact : undefined
-  const body = Effect.updateContext(core, (context: Context.Context<Exclude<R, Deferred>>) => {
-    queue.owns = transact === undefined ? outer.owns : Sql.openIn(context).map(({ level }) => level)
-    return Context.add(context, Deferred, queue) as Context.Context<R>
-  })
+  const body = Effect.updateContext(
+    core,
+    (context: Context.Context<Exclude<R, Deferred>>) => Context.add(context, Deferred, queue) as Context.Context<R>
+  )
   const end = (exit: Exit.Exit<unknown, unknown>) => {
     if (Exit.isFailure(exit)) return discard(queue, exit.cause)
     if (report !== undefined) report.outcomes = queue.view().map(({ intent }) => ({ _tag: "Postponed", intent }))

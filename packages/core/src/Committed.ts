@@ -79,6 +79,10 @@ export class Committed {
     return this.list.length === 0
   }
 
+  get hasBegun(): boolean {
+    return this.state !== "waiting"
+  }
+
   /** Whether an intent has failed so far. */
   get hasFailures(): boolean {
     return this.failed > 0
@@ -152,17 +156,16 @@ export class Committed {
    */
   settle(): void {
     if (this.hasFates) {
-      this.queue.observeAll(this.list.filter((registered) => registered.isPending), "discarded")
       this.list = this.list.filter((registered) => !registered.isPending || this.postpone(registered))
       this.last &&= lastByKey(this.list)
     }
-    if (this.queue.host.observe !== undefined) {
-      this.queue.observeAll(this.list.filter((registered) => this.isReplaced(registered)), "replaced")
-      this.queue.observeAll(this.list.filter((registered) => !this.isReplaced(registered)), "committed")
+    for (const registered of this.queue.host.observe === undefined ? [] : this.list) {
+      this.queue.observe(registered, this.isReplaced(registered) ? "replaced" : "committed")
     }
   }
 
   private postpone(registered: Registered): false {
+    this.queue.observe(registered, "discarded")
     registered.fate!.late = Effect.suspend(() => this.queue.host.late(registered))
     return false
   }
@@ -245,11 +248,8 @@ export class Committed {
     const registered = this.queue.take()
     for (let i = 0; i < registered.length; i++) {
       const each = registered[i]!
-      if (each.isPending) {
-        this.postpone(each)
-        continue
-      }
-      this.queue.observeAll([each], "committed")
+      if (each.isPending && !this.postpone(each)) continue
+      this.queue.observe(each, "committed")
       this.list.push(each)
       if (each.key !== undefined) (this.last ??= new Map()).set(each.key, each)
     }
@@ -271,7 +271,9 @@ export class Committed {
 
   private effectOf(registered: Registered): Effect.Effect<unknown, unknown> {
     const { timeout } = registered.options
-    const effect = timeout === undefined ? registered.effect : timeoutDetached(registered.effect, timeout)
+    const effect = timeout === undefined
+      ? registered.effect
+      : timeoutDetached(registered.effect, timeout, registered.name)
     if (this.span === undefined) return effect
     const from = Context.getOrUndefined(registered.context, Tracer.ParentSpan)
     return Effect.withSpan(effect, `intent ${registered.name}`, {

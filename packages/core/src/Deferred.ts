@@ -100,11 +100,11 @@ export interface Hook {
  */
 export interface Host {
   /** The client whose transactions the engine opens, to be found where the application hides it. */
-  readonly client: SqlClient | undefined
+  readonly client?: SqlClient | undefined
   /** Hears of each intent that is deferred, committed or discarded. */
-  readonly observe: Observe | undefined
+  readonly observe?: Observe | undefined
   /** Runs the core of a boundary in a transaction of the engine's own, or of a savepoint in a savepoint of it. */
-  readonly transact: Transact | undefined
+  readonly transact?: Transact | undefined
   /** Runs an intent whose SQL transaction committed after its boundary had been settled. */
   readonly late: (registered: Registered) => Effect.Effect<void>
 }
@@ -160,7 +160,7 @@ export class Queue {
   private hooks: Array<Hook> | undefined = undefined
   isOpen = true
   /** The SQL transactions whose fate the boundary shares as a whole, so that its intents need not ask for it. */
-  owns: ReadonlyArray<object> = noTransactions
+  owns: ReadonlyArray<object>
   private hasAttempts = false
   private open: TxRef.TxRef<boolean> | undefined = undefined
   private attempt: Stm.Attempt | undefined = undefined
@@ -171,6 +171,8 @@ export class Queue {
     this.kind = kind
     this.host = host
     this.root = parent === undefined ? this : parent.root
+    // A savepoint's own level is not among them: a transaction between it and the boundary may still roll back.
+    this.owns = parent === undefined ? noTransactions : parent.owns
   }
 
   /** Adds an intent. */
@@ -231,7 +233,7 @@ export class Queue {
   }
 
   private push(registered: Registered): void {
-    this.host.observe?.(registered, "deferred", this)
+    this.observe(registered, "deferred")
     this.tail.push(registered)
     if (this.tail.length === tailSize) this.fold()
   }
@@ -262,9 +264,8 @@ export class Queue {
     savepoint.isOpen = false
     const registered = savepoint.takeAll()
     const first = registered[0]
-    if (!this.isOpen) {
-      if (first !== undefined) return ended(`intent "${first.name}" of a savepoint`)
-      if (savepoint.hasHooks) return ended("a rollback hook of a savepoint")
+    if (!this.isOpen && (first !== undefined || savepoint.hasHooks)) {
+      return ended(first === undefined ? "a rollback hook" : `intent "${first.name}"`)
     }
     this.hasAttempts ||= savepoint.hasAttempts
     for (const hook of savepoint.hooks ?? []) (this.hooks ??= []).push(hook)
@@ -304,19 +305,18 @@ export class Queue {
     if (!this.hasAttempts) return registered
     const undecided = registered.filter((each) => !each.counts)
     if (this.isOpen) this.tail = undecided
-    else this.observeAll(undecided, "discarded")
+    else undecided.forEach((each) => this.observe(each, "discarded"))
     return registered.filter((each) => each.counts)
   }
 
   /** Ends the boundary, and drops its intents. */
   discard(): Effect.Effect<void> | undefined {
-    this.observeAll(this.takeAll(), "discarded")
+    this.takeAll().forEach((each) => this.observe(each, "discarded"))
     return this.end()
   }
 
-  observeAll(registered: ReadonlyArray<Registered>, status: "committed" | "discarded" | "replaced"): void {
-    const { observe } = this.host
-    if (observe !== undefined) registered.forEach((each) => observe(each, status, this))
+  observe(registered: Registered, status: Parameters<Observe>[1]): void {
+    this.host.observe?.(registered, status, this)
   }
 
   /** What the queue holds now, as the registering fiber sees it: with the intents of its own open transaction. */
@@ -352,7 +352,7 @@ const ended = (what: string): Effect.Effect<never> =>
   Effect.die(
     new Error(
       `Epilogue: ${what} was registered into a boundary that has already ended, by a fiber that outlived it. Await the `
-        + `fiber inside the boundary, or give it a boundary of its own with \`Epilogue.atomic\`.`
+        + `fiber inside the boundary, or give it an \`Epilogue.atomic\` of its own.`
     )
   )
 

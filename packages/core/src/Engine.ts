@@ -34,7 +34,7 @@ export interface Engine extends Host {
   /** Runs the epilogue of a committed boundary, or sees to it that it runs. `atomic` returns after it. */
   readonly commit: (committed: Committed) => Effect.Effect<void>
   /** Whether a SQL transaction around a boundary is none of its business, as in a test that rolls everything back. */
-  readonly ignoresTransactions: boolean
+  readonly ignoresTransactions?: boolean | undefined
   /** Tells the log and `onFailure` of every failure that no caller was told of. */
   readonly tell: (committed: Committed) => Effect.Effect<void>
 }
@@ -71,33 +71,31 @@ export const make = (
     readonly ignoresTransactions?: boolean | undefined
   } = {}
 ): Epilogue["Service"] => {
-  const { commit = (committed) => committed.run } = options
+  const { commit = ({ run }) => run, onFailure, ...rest } = options
   const engine: Engine = {
-    client: options.client,
-    observe: options.observe,
-    transact: options.transact,
-    ignoresTransactions: options.ignoresTransactions ?? false,
+    ...rest,
     commit: (committed) => commit(committed, engine.tell),
     late: (registered) => {
-      const committed = new Committed([registered], engine, {}, false)
+      const committed = new Committed([registered], engine, {}, engine.observe !== undefined)
+      committed.settle()
       return Effect.andThen(engine.commit(committed), engine.tell(committed))
     },
     tell: (committed) =>
       Effect.suspend(() => {
-        const untold = committed.takeUntold()
-        return untold.length === 0 ?
-          Effect.void :
-          Effect.forEach(untold, (failure) => tellFailure(failure, options.onFailure), {
-            discard: true
-          })
+        const tellOne = (failure: Failure) => tellFailure(failure, onFailure)
+        return Effect.forEach(committed.takeUntold(), tellOne, { discard: true })
       })
   }
   return engine
 }
 
-/** Tells one failure. */
-export const tellFailure = ({ cause, intent }: Failure, onFailure: EngineOptions["onFailure"]): Effect.Effect<void> =>
-  Effect.logError(`Intent "${intent.name}" failed after the commit`, cause).pipe(
+/** Tells the log and `onFailure` of one intent. */
+export const tellFailure = (
+  { cause, intent }: Failure,
+  onFailure: EngineOptions["onFailure"],
+  what = "failed after the commit"
+): Effect.Effect<void> =>
+  Effect.logError(`Intent "${intent.name}" ${what}`, cause).pipe(
     Effect.andThen(onFailure === undefined ? Effect.void : Effect.suspend(() => onFailure({ cause, intent }))),
     Effect.ignoreCause({ log: "Error", message: `onFailure failed for intent "${intent.name}"` }),
     Effect.annotateLogs({ "epilogue.intent": intent.name })

@@ -5,21 +5,14 @@
  */
 import * as Metric from "effect/Metric"
 
-const boundaries = Metric.counter("epilogue.boundaries", {
-  description: "Outermost boundaries that ended, by outcome",
-  incremental: true
-})
+const boundaries = Metric.counter("epilogue.boundaries", { incremental: true })
+const intents = Metric.counter("epilogue.intents", { incremental: true })
 
-const intents = Metric.counter("epilogue.intents", {
-  description: "Intents of committed boundaries, by outcome",
-  incremental: true
-})
-
-/** Counters of `epilogue.boundaries`, one for each value of the attribute `outcome`. */
+/** Outermost boundaries that ended, by the attribute `outcome`. */
 export const boundariesCommitted = Metric.withAttributes(boundaries, { outcome: "committed" })
 export const boundariesDiscarded = Metric.withAttributes(boundaries, { outcome: "discarded" })
 
-/** Counters of `epilogue.intents`, one for each value of the attribute `outcome`. */
+/** Intents of committed boundaries, by the attribute `outcome`. */
 export const intentsSucceeded = Metric.withAttributes(intents, { outcome: "succeeded" })
 export const intentsFailed = Metric.withAttributes(intents, { outcome: "failed" })
 export const intentsSkipped = Metric.withAttributes(intents, { outcome: "skipped" })

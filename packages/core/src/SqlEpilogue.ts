@@ -98,9 +98,9 @@ const warn = (cause: Cause.Cause<unknown>, ended: Exit.Exit<unknown, unknown>): 
  * breaks, or a server that shuts down (SQLSTATE classes 08 and 57P), proves nothing.
  */
 const isProofOfAbort = (error: unknown): boolean => {
-  if (!isSqlError(error)) return false
+  if (!isSqlError(error) || error.reason._tag === "ConnectionError") return false
   const { cause, operation } = error.reason
   const code = hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : ""
   // The driver has no SQLSTATE for a `COMMIT` that the server answered with `ROLLBACK`, but its own operation.
-  return operation === "commit" || (/^[0-9A-Z]{5}$/.test(code) && !/^(08|57P)/.test(code))
+  return operation === "commit" || (/^[0-9FHPX][0-9A-Z]{4}$/.test(code) && !/^(08|57P)/.test(code))
 }

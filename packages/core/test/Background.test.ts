@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Effect, Exit, Fiber, Latch, Layer, Scope } from "effect"
+import { Cause, Effect, Exit, Fiber, Latch, Layer, Metric, Scope } from "effect"
 import { TestClock } from "effect/testing"
 import { Epilogue } from "../src/index.ts"
 import { CapturedLogs, makeLog } from "./support.ts"
@@ -124,10 +124,19 @@ describe("layerBackground", () => {
       assert.deepStrictEqual(log.lines, ["interrupted"])
       assert.deepStrictEqual(failures.map(({ intent }) => intent.name).toSorted(), ["queued", "rest", "running"])
       const skipped = failures.find(({ intent }) => intent.name === "rest")!
-      assert.include(String(Cause.squash(skipped.cause)), "Skipped: the layer closed, and its drainTimeout ran out")
+      assert.include(String(Cause.squash(skipped.cause)), "The layer closed, and its drainTimeout ran out")
       assert.isTrue(Cause.hasInterruptsOnly(failures.find(({ intent }) => intent.name === "running")!.cause))
-      assert.strictEqual(logs.entries.length, 3)
-    }))
+      assert.deepStrictEqual(logs.entries.map(({ message }) => message).toSorted(), [
+        `Intent "queued" was skipped`,
+        `Intent "rest" was skipped`,
+        `Intent "running" failed after the commit`
+      ])
+      const skips = yield* Metric.value(Metric.withAttributes(
+        Metric.counter("epilogue.intents", { incremental: true }),
+        { outcome: "skipped" }
+      ))
+      assert.strictEqual(skips.count, 2)
+    }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
 
   it.effect("a drain does not wait for an intent that cannot be interrupted", () =>
     Effect.gen(function*() {

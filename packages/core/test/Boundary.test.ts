@@ -375,8 +375,14 @@ describe("savepoints", () => {
         Effect.forkDetach(Epilogue.savepoint(gate.await), { startImmediately: true })
       )
       yield* gate.open
-      assert.include(defectOf(yield* Fiber.await(fiber)), `intent "late" of a savepoint was registered into a boundary`)
-      assert.include(defectOf(yield* Fiber.await(hooked)), `a rollback hook of a savepoint was registered into`)
+      assert.include(
+        defectOf(yield* Fiber.await(fiber)),
+        `intent "late" was registered into a boundary that has already ended`
+      )
+      assert.include(
+        defectOf(yield* Fiber.await(hooked)),
+        `a rollback hook was registered into a boundary that has already ended`
+      )
       assert.isTrue(Exit.isSuccess(yield* Fiber.await(empty)))
       assert.deepStrictEqual(log.lines, [])
     }).pipe(Effect.provide(Epilogue.layer)))
@@ -557,6 +563,28 @@ describe("interruption", () => {
       assert.deepStrictEqual(outcomes[0].exit, Exit.succeed(1))
       assert.deepStrictEqual(outcomes[1].exit, Exit.fail("no"))
       assert.deepStrictEqual(log.lines, ["interrupted"])
+    }).pipe(Effect.provide(Epilogue.layer)))
+
+  it.effect("law 3: an intent that was left behind at its timeout and fails after all is logged", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      const gate = yield* Latch.make()
+      const failed = yield* Latch.make()
+      const stubborn = Effect.uninterruptible(
+        Effect.andThen(gate.await, Effect.andThen(failed.open, Effect.fail("late")))
+      )
+      yield* Effect.gen(function*() {
+        const fiber = yield* Effect.forkChild(
+          Epilogue.report(Epilogue.defer(stubborn, { name: "slow", timeout: "1 second" })),
+          { startImmediately: true }
+        )
+        yield* TestClock.adjust("1 second")
+        yield* Fiber.join(fiber)
+        yield* gate.open
+        yield* failed.await
+        yield* Effect.yieldNow
+      }).pipe(Effect.provide(logs.layer))
+      assert.deepStrictEqual(logs.entries.map(({ message }) => message), [`Intent "slow" failed after its timeout`])
     }).pipe(Effect.provide(Epilogue.layer)))
 
   it.effect("a timeout that is no duration is a defect at the registration, and names the intent", () =>

@@ -54,14 +54,17 @@ export const openIn = (context: Context.Context<never>): ReadonlyArray<Open> =>
     return level === undefined ? [] : [{ key, level }]
   })
 
-/** The same context with every SQL transaction gone from it. */
-export const omitFrom = (context: Context.Context<never>): Context.Context<never> => {
-  const keys = keysIn(context)
-  if (keys.length === 0) return context
+const omit = (context: Context.Context<never>, keys: ReadonlyArray<string>): Context.Context<never> => {
   const services = new Map(context.mapUnsafe)
   for (const key of keys) services.delete(key)
   services.delete(currentTransaction.key)
   return Context.makeUnsafe(services)
+}
+
+/** The same context with every SQL transaction gone from it. */
+export const omitFrom = (context: Context.Context<never>): Context.Context<never> => {
+  const keys = keysIn(context)
+  return keys.length === 0 ? context : omit(context, keys)
 }
 
 /**
@@ -99,16 +102,32 @@ export const afterCommit = Effect.fnUntraced(function*(
   // Depth 0 is the outermost transaction: it has ended as a whole. Of a savepoint that has ended nobody knows whether
   // the transaction around it is still open.
   if (Exit.isFailure(exit) && open.level[1] === 0) return false
-  return yield* Effect.die(
-    new Error(
-      ran
-        ? `Epilogue: ${who} is in a SQL transaction that was not started by \`SqlClient.withTransaction\`, so its COMMIT `
-          + `cannot be awaited. Start it that way, or open the boundary around it.`
-        : `Epilogue: ${who} is in a SQL savepoint that has ended, so whether it commits cannot be known. Await the `
-          + `fiber inside the savepoint.`
-    )
+  return yield* unknowable(
+    who,
+    ran
+      ? "it was not started by `SqlClient.withTransaction`. Start it that way, or open the boundary around it"
+      : "a fiber outlived its savepoint. Await the fiber inside the savepoint"
   )
 })
+
+const unknowable = (who: string, why: string, cause?: unknown): Effect.Effect<never> =>
+  Effect.die(
+    new Error(`Epilogue: ${who} is in a SQL transaction of which it cannot be known whether it commits: ${why}.`, {
+      cause
+    })
+  )
+
+/** The same context without the transactions that a fiber outlived. Those that are open stay. */
+export const omitEnded = (
+  context: Context.Context<never>,
+  client: SqlClient.SqlClient | undefined
+): Effect.Effect<Context.Context<never>> =>
+  Effect.map(
+    Effect.filter(openIn(context), (open) =>
+      Effect.map(afterCommit(open, client, "a boundary", Effect.void), (isOpen) => !isOpen)),
+    (ended) =>
+      ended.length === 0 ? context : omit(context, ended.map(({ key }) => key.key))
+  )
 
 const afterCommitOf = (
   key: Key,
@@ -131,14 +150,9 @@ const afterCommitOf = (
 const clientOver = (key: Key, who: string): Effect.Effect<SqlClient.SqlClient["afterCommit"]> =>
   Effect.tryPromise((): Promise<typeof SqlClient> => import(/* @vite-ignore */ /* webpackIgnore: true */ clientModule))
     .pipe(
-      Effect.mapError((cause) =>
-        new Error(
-          `Epilogue: ${who} is in a SQL transaction whose client is not in the context. Provide the \`SqlClient\` around `
-            + `the boundary, or use \`SqlEpilogue.layer\`.`,
-          { cause }
-        )
+      Effect.catch((cause) =>
+        unknowable(who, "its client is not in the context. Provide `SqlClient`, or use `SqlEpilogue.layer`", cause)
       ),
-      Effect.orDie,
       Effect.flatMap((module) =>
         module.make({
           transactionService: key,
