@@ -78,7 +78,7 @@ export const make = ({ claims, memory, settings: { rounds, sizes, turn }, times 
   [
     `Node ${process.versions.node}, Effect ${getCurrentVersion()}, ${availableParallelism()} cores. ${rounds} rounds by turns after one to `
     + `warm up; a turn has as many boundaries as \`array\` does in ${turn} ms, at least one. Figures are medians (min..max). The SQL client is one that does nothing.`,
-    "Nanoseconds a boundary:",
+    "Nanoseconds of this thread's processor time a boundary (not the wall clock; the collector's own threads are not in it):",
     perSize(sizes, (contender, size) => {
       const { max, median, min } = Spread.of(times(contender, size))
       return `${count(median)} (${count(min)}..${count(max)})`

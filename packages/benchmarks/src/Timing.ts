@@ -1,5 +1,6 @@
 /**
- * Times contenders by turns, so that whatever slows the machine down slows all of them down.
+ * Times contenders by turns, so that whatever slows the machine down slows all of them down. What is timed is the
+ * processor's work for this thread: nothing here waits, and what other processes take is not counted.
  */
 import * as Effect from "effect/Effect"
 import * as Contender from "./Contender.ts"
@@ -23,17 +24,17 @@ const turn = Effect.fnUntraced(function*(contender: Contender.Contender, intents
   const ledger = new Ledger(intents)
   let left = boundaries
   yield* Heap.collectYoung
-  const start = process.hrtime.bigint()
+  const start = process.threadCpuUsage()
   yield* Effect.whileLoop({
     while: () => left-- > 0,
     body: () => contender.run(ledger.core),
     step: () => ledger.boundaryEnded()
   })
-  const end = process.hrtime.bigint()
+  const { system, user } = process.threadCpuUsage(start)
   yield* ledger.verify(contender.name)
   // Nobody pays for what another one has left behind.
   if (intents >= 10_000) yield* Heap.collectGarbage
-  return Number(end - start) / boundaries
+  return (user + system) * 1000 / boundaries
 }, (measurement, contender) => Contender.provide(contender)(measurement))
 
 /** How many boundaries of `array` take `milliseconds`. */
