@@ -1,0 +1,336 @@
+// What becomes of a boundary whose BEGIN or COMMIT does not go as it should.
+import type { PgClient } from "@effect/sql-pg"
+import { assert, describe, it } from "@effect/vitest"
+import { Epilogue, SqlEpilogue } from "@epilogue/core"
+import { Cause, Effect, Exit, Fiber, Latch, Redacted } from "effect"
+import { SqlClient, SqlError } from "effect/sql"
+import { connect } from "node:net"
+import {
+  another,
+  backendOf,
+  connectionTo,
+  failAtCommit,
+  inMode,
+  insertInto,
+  layerThings,
+  modes,
+  owning,
+  rowsIn,
+  terminate,
+  Things
+} from "./Postgres.ts"
+
+/** Runs a test with a pool of one connection: whoever asks for a second one while it is taken waits for ever. */
+const withOneConnection = <A, E, R>(test: (sql: PgClient.PgClient) => Effect.Effect<A, E, R>) =>
+  Effect.gen(function*() {
+    const sql = yield* another({ maxConnections: 1 })
+    return yield* Effect.provide(
+      Effect.provideService(test(sql), SqlClient.SqlClient, sql),
+      SqlEpilogue.layer
+    )
+  })
+
+const commitErrorOf = <A, E>(exit: Exit.Exit<A, E>) => {
+  const error = Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
+  return error instanceof Epilogue.CommitError ? error : assert.fail(`no CommitError: ${String(exit)}`)
+}
+
+it.layer(layerThings)("commit", (it) => {
+  for (const mode of modes) {
+    const ownsTransaction = mode.name === "SqlEpilogue"
+    const isAround = ownsTransaction || mode.name === "Epilogue around a transaction"
+
+    describe(`with ${mode.name}`, () => {
+      const inPoolOfOne = <A, E, R>(test: (sql: PgClient.PgClient) => Effect.Effect<A, E, R>) =>
+        Effect.gen(function*() {
+          const sql = yield* another({ maxConnections: 1 })
+          return yield* Effect.provideService(inMode(mode)(test(sql)), SqlClient.SqlClient, sql)
+        })
+
+      /** Writes a row that does not survive, and tells of everything that runs; each thing that runs queries too. */
+      const core = Effect.fnUntraced(function*(sql: SqlClient.SqlClient) {
+        const { notify } = yield* Things
+        yield* insertInto(sql, 1)
+        yield* Epilogue.defer(Effect.andThen(rowsIn(sql), notify("intent")))
+        // Of a savepoint that rolls back, the hooks run while the transaction around it still has the connection.
+        const rows = isAround ? Effect.map(rowsIn(sql), (nums) => nums.length) : Effect.succeed(0)
+        yield* Epilogue.deferRollback((cause) =>
+          Effect.flatMap(rows, (found) => notify(`hook: ${found} rows, ${cause.reasons.length} reasons`))
+        )
+      })
+
+      const assertDiscarded = Effect.fnUntraced(function*(sql: SqlClient.SqlClient, exit: Exit.Exit<unknown, unknown>) {
+        const { notified } = yield* Things
+        if (ownsTransaction) assert.strictEqual(commitErrorOf(exit).outcome, "discarded")
+        else {
+          // The error of the application's own transaction, or of the boundary's savepoint in it.
+          const error = Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
+          assert.isTrue(SqlError.isSqlError(error) || commitErrorOf(exit).outcome === "discarded")
+        }
+        assert.notInclude(notified, "intent")
+        if (isAround) assert.deepStrictEqual(notified, ["hook: 0 rows, 1 reasons"])
+        assert.deepStrictEqual(yield* rowsIn(sql), [])
+      })
+
+      it.effect("law 8: an intent that queries finds the only connection released", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          yield* mode.atomic(core(sql))
+          assert.deepStrictEqual((yield* Things).notified, ["intent"])
+        })))
+
+      it.effect("law 10: a COMMIT that a deferred constraint refuses discards the intents", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const exit = yield* Effect.exit(mode.atomic(Effect.andThen(core(sql), failAtCommit(sql))))
+          yield* assertDiscarded(sql, exit)
+        })))
+
+      it.effect("law 10: a COMMIT that the server answers with ROLLBACK discards the intents", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const exit = yield* Effect.exit(
+            mode.atomic(Effect.andThen(core(sql), Effect.ignore(sql`SELECT no_such_column`)))
+          )
+          yield* assertDiscarded(sql, exit)
+        })))
+
+      it.effect("law 10: a COMMIT that fails to serialize discards the intents, and a second attempt runs them once", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const rival = yield* another()
+          const serializable = Effect.provideService(SqlClient.BeginTransaction, "BEGIN ISOLATION LEVEL SERIALIZABLE")
+          const writeAfterRead = (client: SqlClient.SqlClient, num: number) =>
+            Effect.andThen(rowsIn(client), insertInto(client, num))
+          let attempts = 0
+          const exit = yield* Effect.exit(serializable(mode.atomic(Effect.gen(function*() {
+            attempts++
+            yield* rowsIn(sql)
+            yield* core(sql)
+            // Both have read what the other one writes, and the rival is the first to commit.
+            yield* serializable(rival.withTransaction(writeAfterRead(rival, 2)))
+          }))))
+          assert.isTrue(Exit.isFailure(exit) && Cause.pretty(exit.cause).includes("serialize"))
+          if (ownsTransaction) assert.strictEqual(commitErrorOf(exit).outcome, "discarded")
+          const { notified } = yield* Things
+          assert.notInclude(notified, "intent")
+          assert.deepStrictEqual(yield* rowsIn(sql), [2])
+          yield* serializable(mode.atomic(core(sql)))
+          assert.deepStrictEqual(notified.filter((what) => what === "intent"), ["intent"])
+          assert.strictEqual(attempts, 1)
+        })))
+
+      it.effect("law 10: a connection that is lost inside the core discards the intents, and the client recovers", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const { notified } = yield* Things
+          const admin = yield* another()
+          const exit = yield* Effect.exit(mode.atomic(Effect.gen(function*() {
+            yield* core(sql)
+            yield* terminate(admin, yield* backendOf(sql))
+            yield* insertInto(sql, 2)
+          })))
+          assert.isTrue(Exit.isFailure(exit))
+          if (ownsTransaction) {
+            assert.isTrue(Exit.isFailure(exit) && exit.cause.reasons.length === 1)
+            assert.isTrue(Exit.isFailure(exit) && SqlError.isSqlError(Cause.squash(exit.cause)))
+          }
+          assert.notInclude(notified, "intent")
+          yield* mode.atomic(core(sql))
+          assert.deepStrictEqual(yield* rowsIn(sql), [1])
+          assert.deepStrictEqual(notified.filter((what) => what === "intent"), ["intent"])
+        })))
+
+      it.effect("law 10: a connection that is lost before COMMIT discards the intents", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const { notified } = yield* Things
+          const admin = yield* another()
+          const exit = yield* Effect.exit(mode.atomic(Effect.gen(function*() {
+            yield* core(sql)
+            yield* terminate(admin, yield* backendOf(sql))
+          })))
+          // No answer came: that nothing is committed can't be told from a COMMIT that was under way.
+          if (ownsTransaction) assert.strictEqual(commitErrorOf(exit).outcome, "unknown")
+          else assert.isTrue(Exit.isFailure(exit))
+          assert.notInclude(notified, "intent")
+          assert.deepStrictEqual(yield* rowsIn(sql), [])
+        })))
+
+      it.effect("law 2: interruption inside the core rolls back, and nothing runs", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const { notified } = yield* Things
+          const inside = yield* Latch.make()
+          const fiber = yield* Effect.forkChild(
+            mode.atomic(Effect.andThen(core(sql), Effect.andThen(inside.open, Effect.never)))
+          )
+          yield* inside.await
+          yield* Fiber.interrupt(fiber)
+          const exit = yield* Fiber.await(fiber)
+          assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
+          assert.deepStrictEqual(notified, ["hook: 0 rows, 1 reasons"])
+          assert.deepStrictEqual(yield* rowsIn(sql), [])
+        })))
+
+      // With the transaction inside the core, the core has not succeeded where it is interrupted after the COMMIT.
+      const interrupted = mode.name === "Epilogue around a transaction"
+        ? {
+          does: "law 2: interruption while COMMIT is under way is an interruption of the core",
+          runs: "hook: 1 rows, 1 reasons"
+        }
+        : { does: "law 7: interruption while COMMIT is under way takes effect after the epilogue", runs: "intent" }
+
+      it.effect(interrupted.does, () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const { notified } = yield* Things
+          const gate = yield* slowCommit
+          const fiber = yield* Effect.forkChild(
+            mode.atomic(Effect.andThen(core(sql), sql`INSERT INTO slow VALUES (1)`))
+          )
+          yield* gate.reached
+          const interruption = yield* Effect.forkChild(Fiber.interrupt(fiber), { startImmediately: true })
+          assert.deepStrictEqual(notified, [])
+          yield* gate.open
+          yield* Fiber.join(interruption)
+          assert.deepStrictEqual(notified, [interrupted.runs])
+          assert.deepStrictEqual(yield* rowsIn(sql), [1])
+          const exit = yield* Fiber.await(fiber)
+          assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
+        })))
+
+      it.effect("law 7: a COMMIT that fails runs nothing, though an interruption arrived meanwhile", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const { notified } = yield* Things
+          const gate = yield* slowCommit
+          const fiber = yield* Effect.forkChild(mode.atomic(Effect.gen(function*() {
+            yield* core(sql)
+            yield* sql`INSERT INTO slow VALUES (1)`
+            yield* failAtCommit(sql)
+          })))
+          yield* gate.reached
+          const interruption = yield* Effect.forkChild(Fiber.interrupt(fiber), { startImmediately: true })
+          yield* gate.open
+          yield* Fiber.join(interruption)
+          assert.notInclude(notified, "intent")
+          assert.deepStrictEqual(yield* rowsIn(sql), [])
+        })))
+
+      it.effect("interruption while waiting for a connection is prompt, and the core does not begin", () =>
+        inPoolOfOne(Effect.fnUntraced(function*(sql) {
+          const { notified, notify } = yield* Things
+          yield* Effect.scoped(Effect.gen(function*() {
+            yield* sql.reserve
+            const fiber = yield* Effect.forkChild(mode.atomic(notify("core")), { startImmediately: true })
+            assert.isUndefined(fiber.pollUnsafe())
+            yield* Fiber.interrupt(fiber)
+          }))
+          assert.deepStrictEqual(notified, [])
+          yield* mode.atomic(core(sql))
+          assert.deepStrictEqual(notified, ["intent"])
+        })))
+    })
+  }
+
+  it.effect("law 2: a core that fails after its connection was lost fails with its own cause alone", () =>
+    withOneConnection(Effect.fnUntraced(function*(sql) {
+      const admin = yield* another()
+      const exit = yield* Effect.exit(Epilogue.atomic(Effect.gen(function*() {
+        yield* terminate(admin, yield* backendOf(sql))
+        return yield* Effect.fail("own")
+      })))
+      assert.deepStrictEqual(exit, Exit.fail("own"))
+    })))
+
+  it.effect("law 3: a COMMIT whose answer is lost is unknown, and the rows may be there", () =>
+    Effect.gen(function*() {
+      const { notified } = yield* Things
+      const plain = yield* SqlClient.SqlClient
+      const sql = yield* another({ stream: yield* lossy("after COMMIT") })
+      const exit = yield* Epilogue.atomic(Effect.andThen(insertInto(sql, 1), Epilogue.defer(Effect.void))).pipe(
+        Effect.provide(SqlEpilogue.layer),
+        Effect.provideService(SqlClient.SqlClient, sql),
+        Effect.exit
+      )
+      const error = commitErrorOf(exit)
+      assert.strictEqual(error.outcome, "unknown")
+      assert.include(error.message, "Look for its rows")
+      assert.deepStrictEqual([yield* rowsIn(plain), notified], [[1], []])
+    }).pipe(inMode(owning)))
+
+  it.effect("law 3: a COMMIT that could not be written proves nothing", () =>
+    Effect.gen(function*() {
+      const sql = yield* another({ stream: yield* lossy("before COMMIT") })
+      const exit = yield* Epilogue.atomic(insertInto(sql, 1)).pipe(
+        Effect.provide(SqlEpilogue.layer),
+        Effect.provideService(SqlClient.SqlClient, sql),
+        Effect.exit
+      )
+      assert.strictEqual(commitErrorOf(exit).outcome, "unknown")
+    }).pipe(inMode(owning)))
+
+  it.effect("a server that cannot be reached is a CommitError, discarded, and the core does not begin", () =>
+    Effect.gen(function*() {
+      const { notified, notify } = yield* Things
+      const sql = yield* another({ url: Redacted.make("postgres://nobody@127.0.0.1:1/none") })
+      const exit = yield* Effect.exit(Epilogue.atomic(notify("core"))).pipe(
+        Effect.provide(SqlEpilogue.layer),
+        Effect.provideService(SqlClient.SqlClient, sql)
+      )
+      assert.strictEqual(commitErrorOf(exit).outcome, "discarded")
+      assert.deepStrictEqual(notified, [])
+    }).pipe(inMode(owning)))
+
+  it.effect("a BEGIN that the server refuses is a CommitError, discarded, and the connection is usable again", () =>
+    Effect.gen(function*() {
+      const { act, assertDone } = yield* Things
+      const exit = yield* Effect.exit(
+        Effect.provideService(Epilogue.atomic(act(1)), SqlClient.BeginTransaction, "BEGIN NONSENSE")
+      )
+      assert.strictEqual(commitErrorOf(exit).outcome, "discarded")
+      yield* Epilogue.atomic(act(2))
+      yield* assertDone([2])
+    }).pipe(inMode(owning)))
+})
+
+/** Makes the COMMIT of whoever writes to the table `slow` wait until `open`. */
+const slowCommit = Effect.gen(function*() {
+  const keeper = yield* another()
+  yield* keeper`CREATE TABLE IF NOT EXISTS slow (num INT)`
+  yield* keeper`CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'`
+  yield* keeper`DROP TRIGGER IF EXISTS wait ON slow`
+  yield* keeper`CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION wait()`
+  const isOpen = yield* Latch.make()
+  const isLocked = yield* Latch.make()
+  yield* Effect.forkScoped(keeper.withTransaction(Effect.gen(function*() {
+    yield* keeper`SELECT pg_advisory_xact_lock(1)`
+    yield* isLocked.open
+    yield* isOpen.await
+  })))
+  yield* isLocked.await
+  return {
+    open: isOpen.open,
+    reached: Effect.repeat(
+      keeper`SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+      { until: (rows) => rows.length === 1 }
+    )
+  }
+})
+
+/** Connections that break when COMMIT is written: before the server gets it, or after, before its answer is read. */
+const lossy = (when: "before COMMIT" | "after COMMIT") =>
+  Effect.map(connectionTo, ({ hostname, port }) => () => {
+    const socket = connect(Number(port), hostname)
+    const write = socket.write.bind(socket)
+    const emit = socket.emit.bind(socket)
+    let isLost = false
+    socket.write = (data: string | Uint8Array) => {
+      if (!Buffer.from(data).includes("COMMIT")) return write(data)
+      isLost = true
+      if (when === "after COMMIT") return write(data)
+      socket.destroy(Object.assign(new Error("write EPIPE"), { code: "EPIPE" }))
+      return false
+    }
+    socket.emit = (event: string | symbol, ...args: Array<unknown>) => {
+      if (!isLost || event !== "data") return emit(event, ...args)
+      socket.destroy(Object.assign(new Error("read ECONNRESET"), { code: "ECONNRESET" }))
+      return true
+    }
+    return socket
+  })
