@@ -27,6 +27,9 @@ export default defineConfig({
         }
       },
       {
+        test: { name: "examples", root: "packages/examples", include: ["test/**/*.test.ts"], testTimeout: 60_000 }
+      },
+      {
         test: { name: "runtimes", root: "packages/runtimes", include: ["test/**/*.test.ts"], testTimeout: 60_000 }
       }
     ]
