@@ -86,8 +86,11 @@ export const openInside = <A, E, R>(
   )
   const end = (exit: Exit.Exit<unknown, unknown>) => {
     if (Exit.isFailure(exit)) return discard(queue, exit.cause)
-    if (report !== undefined) report.outcomes = queue.view().map(({ intent }) => ({ _tag: "Postponed", intent }))
-    return outer.absorb(queue)
+    if (report === undefined) return outer.absorb(queue)
+    return Effect.withFiber<void>((fiber) => {
+      report.outcomes = queue.view(fiber.context).map(({ intent }) => ({ _tag: "Postponed", intent }))
+      return outer.absorb(queue)
+    })
   }
   return transact === undefined
     ? Effect.onExitPrimitive(body, end)

@@ -159,9 +159,15 @@ export class Committed {
       this.list = this.list.filter((registered) => !registered.isPending || this.postpone(registered))
       this.last &&= lastByKey(this.list)
     }
-    for (const registered of this.queue.host.observe === undefined ? [] : this.list) {
-      this.queue.observe(registered, this.isReplaced(registered) ? "replaced" : "committed")
-    }
+    this.observe()
+  }
+
+  private observe(): void {
+    if (this.queue.host.observe === undefined) return
+    this.list.forEach((registered, index) => {
+      const isReplaced = this.exits[index] === undefined && this.isReplaced(registered)
+      this.queue.observe(registered, isReplaced ? "replaced" : "committed")
+    })
   }
 
   private postpone(registered: Registered): false {
@@ -249,7 +255,6 @@ export class Committed {
     for (let i = 0; i < registered.length; i++) {
       const each = registered[i]!
       if (each.isPending && !this.postpone(each)) continue
-      this.queue.observe(each, "committed")
       this.list.push(each)
       if (each.key !== undefined) (this.last ??= new Map()).set(each.key, each)
     }
@@ -291,6 +296,7 @@ export class Committed {
   private end(context: Context.Context<never>): Effect.Effect<void> {
     this.pull()
     this.stop()
+    this.observe()
     this.count(context)
     return Effect.void
   }

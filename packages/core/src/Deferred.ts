@@ -311,7 +311,11 @@ export class Queue {
 
   /** Ends the boundary, and drops its intents. */
   discard(): Effect.Effect<void> | undefined {
-    this.takeAll().forEach((each) => this.observe(each, "discarded"))
+    const registered = this.takeAll()
+    if (this.host.observe !== undefined) {
+      const last = lastByKey(registered)
+      registered.forEach((each) => this.observe(each, isLast(last, each) ? "discarded" : "replaced"))
+    }
     return this.end()
   }
 
@@ -320,7 +324,7 @@ export class Queue {
   }
 
   /** What the queue holds now, as the registering fiber sees it: with the intents of its own open transaction. */
-  view(context: Context.Context<never> = Context.empty()): ReadonlyArray<Registered> {
+  view(context: Context.Context<never>): ReadonlyArray<Registered> {
     const transaction = Stm.inContext(context)
     const registered = [...Ref.getUnsafe(this.ref), ...this.tail].filter(({ counts, fate }) =>
       counts || (transaction !== undefined && fate?.attempt !== undefined && Stm.isSame(fate.attempt, transaction))

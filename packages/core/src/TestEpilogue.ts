@@ -67,7 +67,7 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
 
   // While a boundary is open, nothing has been replaced in it yet.
   const isReplaced = (registered: Registered, { queue, status }: { queue: Queue; status: Collected["status"] }) =>
-    status === "deferred" && registered.key !== undefined && !queue.view().includes(registered)
+    status === "deferred" && registered.key !== undefined && !queue.view(registered.context).includes(registered)
 
   const service: TestEpilogue["Service"] = {
     intents: Effect.sync(() =>
