@@ -53,6 +53,9 @@ export class Servers extends Context.Service<Servers, {
         return HttpServerResponse.empty({ status: 410 })
       }))
 
+      // A server closes when it has no request left. If a release never comes, the demo is to say so, and not to hang.
+      yield* Effect.addFinalizer(() => Latch.open(released))
+
       return Servers.of({ payments, mail, warehouse, searching })
     })
   )
