@@ -1,8 +1,9 @@
 // What becomes of a boundary whose BEGIN or COMMIT does not go as it should.
-import type { PgClient } from "@effect/sql-pg"
+import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
 import { Epilogue, SqlEpilogue } from "@epilogue/core"
 import { Cause, Effect, Exit, Fiber, Latch, Redacted } from "effect"
+import { Reactivity } from "effect/reactivity"
 import { SqlClient, SqlError } from "effect/sql"
 import { connect } from "node:net"
 import {
@@ -217,6 +218,8 @@ it.layer(layerThings)("commit", (it) => {
             const fiber = yield* Effect.forkChild(mode.atomic(notify("core")), { startImmediately: true })
             assert.isUndefined(fiber.pollUnsafe())
             yield* Fiber.interrupt(fiber)
+            const exit = yield* Fiber.await(fiber)
+            assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
           }))
           assert.deepStrictEqual(notified, [])
           yield* mode.atomic(core(sql))
@@ -234,6 +237,26 @@ it.layer(layerThings)("commit", (it) => {
       })))
       assert.deepStrictEqual(exit, Exit.fail("own"))
     })))
+
+  it.effect("law 3: a connection that cannot be released after COMMIT changes nothing", () =>
+    Effect.gen(function*() {
+      const { assertDone } = yield* Things
+      const { reserve } = yield* PgClient.PgClient
+      const sql = yield* SqlClient.make({
+        acquirer: reserve,
+        transactionAcquirer: Effect.tap(reserve, Effect.addFinalizer(() => Effect.die("not released"))),
+        compiler: PgClient.makeCompiler(),
+        driver: "test",
+        spanAttributes: []
+      })
+      const core = Effect.andThen(insertInto(sql, 1), Epilogue.defer(Things.use(({ notify }) => notify(1))))
+      const value = yield* Epilogue.atomic(Effect.as(core, "value")).pipe(
+        Effect.provide(SqlEpilogue.layer),
+        Effect.provideService(SqlClient.SqlClient, sql)
+      )
+      assert.strictEqual(value, "value")
+      yield* assertDone([1])
+    }).pipe(Effect.provide(Reactivity.layer), inMode(owning)))
 
   it.effect("law 3: a COMMIT whose answer is lost is unknown, and the rows may be there", () =>
     Effect.gen(function*() {

@@ -1,9 +1,11 @@
 // Transactions that the application opens inside a boundary, and those that it opens nowhere near one.
+import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
 import { Epilogue, SqlEpilogue } from "@epilogue/core"
-import { Cause, Deferred, Effect, Exit, Fiber, Latch } from "effect"
+import { Cause, Context, Deferred, Effect, Exit, Fiber, Latch } from "effect"
+import { Reactivity } from "effect/reactivity"
 import { SqlClient } from "effect/sql"
-import { inMode, layerThings, modes, plain, Things } from "./Postgres.ts"
+import { inMode, layerThings, modes, owning, plain, Things } from "./Postgres.ts"
 
 const rolledBack = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   SqlClient.SqlClient.use((sql) =>
@@ -236,6 +238,55 @@ it.layer(layerThings)("transactions", (it) => {
         assert.deepStrictEqual(notified, [])
       }).pipe(inMode(plain)))
   })
+
+  describe("a driver that keeps its transactions under a name of its own, as libSQL's does", () => {
+    const OwnTransaction = Context.Service<
+      SqlClient.TransactionConnection,
+      SqlClient.TransactionConnection.Service
+    >("test/OwnTransaction")
+    const makeOwn = Effect.flatMap(SqlClient.SqlClient, ({ reserve }) =>
+      SqlClient.make({
+        acquirer: reserve,
+        compiler: PgClient.makeCompiler(),
+        driver: "test",
+        spanAttributes: [],
+        transactionService: OwnTransaction
+      })).pipe(Effect.provide(Reactivity.layer))
+
+    for (const mode of [owning, plain]) {
+      it.effect(`law 10: a rollback of it around another transaction discards, with ${mode.name}`, () =>
+        Effect.gen(function*() {
+          const { notified, notify } = yield* Things
+          const own = yield* makeOwn
+          const inBoth = released(Epilogue.defer(notify("intent")))
+          yield* mode.atomic(Effect.ignore(own.withTransaction(Effect.andThen(inBoth, Effect.fail("rolled back")))))
+          assert.deepStrictEqual(notified, [])
+          yield* mode.atomic(own.withTransaction(inBoth))
+          assert.deepStrictEqual(notified, ["intent"])
+        }).pipe(inMode(mode)))
+
+      it.effect(`law 8: an intent does not see it around another transaction, with ${mode.name}`, () =>
+        Effect.gen(function*() {
+          const { notified, notify } = yield* Things
+          const own = yield* makeOwn
+          const look = Effect.flatMap(Effect.serviceOption(OwnTransaction), ({ _tag }) => notify(_tag))
+          yield* mode.atomic(own.withTransaction(released(Epilogue.defer(look))))
+          assert.deepStrictEqual(notified, ["None"])
+        }).pipe(inMode(mode)))
+    }
+  })
+
+  it.effect("law 10: in the background, too, an epilogue waits for the transaction around its boundary", () =>
+    Effect.gen(function*() {
+      const { act, assertDone, notified } = yield* Things
+      yield* Effect.gen(function*() {
+        yield* rolledBack(Epilogue.atomic(act(1)))
+        yield* released(
+          Effect.andThen(Epilogue.atomic(act(2)), Effect.sync(() => assert.deepStrictEqual(notified, [])))
+        )
+      }).pipe(Effect.provide(Epilogue.layerBackground()))
+      yield* assertDone([2])
+    }).pipe(inMode(plain)))
 
   describe("transactions that cannot be waited for", () => {
     const byHand = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
