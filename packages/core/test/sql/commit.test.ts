@@ -193,6 +193,33 @@ it.layer(layerThings)("commit", (it) => {
           assert.isTrue(Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause))
         })))
 
+      // With the transaction inside the core, the boundary is still open.
+      it.effect.skipIf(mode.name === "Epilogue around a transaction")(
+        "law 6: a fiber that registers while COMMIT is under way is too late",
+        () =>
+          inPoolOfOne(Effect.fnUntraced(function*(sql) {
+            const { notified, notify } = yield* Things
+            const gate = yield* slowCommit
+            const isUnderWay = yield* Latch.make()
+            const exits: Array<Exit.Exit<void>> = []
+            const register = Effect.flatMap(
+              Effect.exit(Epilogue.defer(notify("late"), { name: "too late" })),
+              (exit) => Effect.sync(() => void exits.push(exit))
+            )
+            const fiber = yield* Effect.forkChild(mode.atomic(Effect.andThen(
+              sql`INSERT INTO slow VALUES (1)`,
+              Effect.forkDetach(Effect.andThen(isUnderWay.await, register))
+            )))
+            yield* gate.reached
+            yield* isUnderWay.open
+            yield* Effect.repeat(Effect.yieldNow, { until: () => exits.length === 1 })
+            yield* gate.open
+            yield* Fiber.join(fiber)
+            assert.isTrue(exits.every((exit) => Exit.isFailure(exit) && Cause.pretty(exit.cause).includes("too late")))
+            assert.deepStrictEqual(notified, [])
+          }))
+      )
+
       it.effect("law 7: a COMMIT that fails runs nothing, though an interruption arrived meanwhile", () =>
         inPoolOfOne(Effect.fnUntraced(function*(sql) {
           const { notified } = yield* Things
