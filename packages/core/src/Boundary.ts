@@ -139,8 +139,7 @@ class Boundary {
   private readonly queue: Queue
   /** Set once the core has succeeded. */
   private committed: Committed | undefined = undefined
-  /** Whether a SQL transaction was open then, and how many of those that were have not committed yet. */
-  private inTransaction = false
+  /** How many of the SQL transactions that were open then have not committed yet. */
   private waiting = 0
   private isPostponed = false
 
@@ -162,11 +161,7 @@ class Boundary {
       ? Effect.onExitPrimitive(body, end)
       : Effect.uninterruptibleMask((restore) => Effect.onExitPrimitive(transact(body, restore), end))
     // The value that the error carries is the one that the core returned.
-    return Effect.onExitPrimitive(bounded, (exit) => this.answered(exit)) as Effect.Effect<
-      A,
-      E | EpilogueError<A> | CommitError,
-      Exclude<R, Deferred>
-    >
+    return bounded as Effect.Effect<A, E | EpilogueError<A> | CommitError, Exclude<R, Deferred>>
   }
 
   /** Runs the core with its queue. */
@@ -200,9 +195,7 @@ class Boundary {
   private awaitCommit(transaction: Sql.Open): Effect.Effect<void> {
     const committed = Effect.suspend(() => --this.waiting === 0 && this.isPostponed ? this.runLater() : Effect.void)
     return Effect.map(Sql.afterCommit(transaction, this.engine.client, "a boundary", committed), (isOpen) => {
-      if (!isOpen) return
-      this.inTransaction = true
-      this.waiting++
+      if (isOpen) this.waiting++
     })
   }
 
@@ -213,21 +206,21 @@ class Boundary {
   }
 
   private end(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, EpilogueError<unknown>> | undefined {
-    // An interruption may come between the COMMIT and here: what is committed stays committed.
-    if (Exit.isFailure(exit) && !(this.inTransaction && this.waiting === 0)) {
+    if (Exit.isFailure(exit)) {
       Metrics.boundariesDiscarded.updateUnsafe(1, this.context)
+      this.committed?.discard()
       return discard(this.queue, exit.cause)
     }
     // A transaction around it that rolls back later has no event, so it counts as committed.
     Metrics.boundariesCommitted.updateUnsafe(1, this.context)
     const ended = this.committed === undefined ? this.queue.end() : undefined
     return ended === undefined
-      ? this.release(exit)
-      : Effect.flatMap(ended, () => this.release(exit) ?? Effect.void)
+      ? this.release(exit.value)
+      : Effect.flatMap(ended, () => this.release(exit.value) ?? Effect.void)
   }
 
   /** Lets the epilogue run, now or when the transactions around the boundary have committed. */
-  private release(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void, EpilogueError<unknown>> | undefined {
+  private release(value: unknown): Effect.Effect<void, EpilogueError<unknown>> | undefined {
     const committed = this.committed ??= this.commit()
     if (this.waiting > 0) {
       this.isPostponed = true
@@ -238,29 +231,25 @@ class Boundary {
     if (committed.isEmpty) return undefined
     return Effect.flatMap(this.engine.commit(committed), () => {
       if (this.report !== undefined) this.report.outcomes = committed.outcomes
-      if (!committed.hasFailures) return Effect.void
-      if (this.report !== undefined || Exit.isFailure(exit)) return Effect.void
-      const { failures, skipped } = committed
-      if (!isReadonlyArrayNonEmpty(failures)) return Effect.void
-      return Effect.fail(new EpilogueError({ value: exit.value, failures, skipped }))
+      return committed.hasFailures ? this.answer(value, committed) : Effect.void
     })
+  }
+
+  /** Tells the caller of failures; and the log, where an interruption waits that will keep the caller from hearing. */
+  private answer(value: unknown, committed: Committed): Effect.Effect<void, EpilogueError<unknown>> {
+    const { failures, skipped } = committed
+    const answer = this.report === undefined && isReadonlyArrayNonEmpty(failures)
+      ? Effect.fail(new EpilogueError({ value, failures, skipped }))
+      : Effect.void
+    return Effect.flatMap(
+      Effect.exit(Effect.interruptible(Effect.void)),
+      (reached) => Exit.isSuccess(reached) ? answer : Effect.andThen(this.engine.tell(committed), answer)
+    )
   }
 
   private commit(): Committed {
     // Who observes may look at the outcomes later.
     const keepsValues = this.report !== undefined || this.engine.observe !== undefined
     return new Committed(this.queue.take(), this.engine, this.options, keepsValues)
-  }
-
-  /**
-   * The last to see the result: where the caller has been interrupted meanwhile, nobody is told of the failures by the
-   * error or the report.
-   */
-  private answered(exit: Exit.Exit<unknown, unknown>): Effect.Effect<void> | undefined {
-    if (this.committed?.hasFailures !== true || this.isPostponed) return undefined
-    const isTold = this.report === undefined
-      ? Exit.isFailure(exit) && !Cause.hasInterrupts(exit.cause)
-      : Exit.isSuccess(exit)
-    return isTold ? undefined : this.engine.tell(this.committed)
   }
 }

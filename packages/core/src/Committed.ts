@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -170,6 +171,14 @@ export class Committed {
     })
   }
 
+  /** The transactions around the boundary did not commit after all. */
+  discard(): void {
+    this.stop()
+    this.list.forEach((registered) =>
+      this.queue.observe(registered, this.isReplaced(registered) ? "replaced" : "discarded")
+    )
+  }
+
   private postpone(registered: Registered): false {
     this.queue.observe(registered, "discarded")
     registered.fate!.late = Effect.suspend(() => this.queue.host.late(registered))
@@ -195,7 +204,11 @@ export class Committed {
     let from: Context.Context<never> | undefined
     let context = fiber.context
     let intent: Registered | undefined
-    return Effect.whileLoop({
+    const fail = (cause: Cause.Cause<unknown>): Effect.Effect<void> => {
+      this.record(this.next - 1, Exit.failCause(cause))
+      return Effect.void
+    }
+    return Effect.whileLoop<unknown, never, never>({
       while: () => (intent = this.take()) !== undefined,
       body: () => {
         // Most intents of a boundary share a context, so it is changed once for each run of equal ones.
@@ -204,9 +217,13 @@ export class Committed {
           context = this.contextOf(from)
         }
         if (fiber.context !== context) fiber.setContext(context)
-        return Effect.exit(around(this.effectOf(intent!)))
+        return Effect.catchCause(around(this.effectOf(intent!)), fail)
       },
-      step: (exit) => this.record(this.next - 1, exit)
+      step: (value) => {
+        const index = this.next - 1
+        // What a million intents returned is kept only for those who want to see it.
+        if (this.exits[index] === running) this.record(index, this.keepsValues ? Exit.succeed(value) : Exit.void)
+      }
     })
   }
 
@@ -267,8 +284,7 @@ export class Committed {
 
   private record(index: number, exit: Exit.Exit<unknown, unknown>): void {
     this.ran++
-    // What a million intents returned is kept only for those who want to see it.
-    this.exits[index] = this.keepsValues || Exit.isFailure(exit) ? exit : Exit.void
+    this.exits[index] = exit
     if (Exit.isSuccess(exit)) return
     this.failed++
     if (this.options.mode === "stop") this.stop()

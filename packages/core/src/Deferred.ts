@@ -123,7 +123,7 @@ export type Observe = (
 ) => void
 
 /**
- * Wraps the core of a boundary, and succeeds only if what the core did is committed.
+ * Wraps the core of a boundary, and succeeds if, and only if, what the core did is committed.
  *
  * **Details**
  *
@@ -155,7 +155,8 @@ export class Queue {
   readonly host: Host
   /** The queue that a transaction's registrations are undone with: the outermost one. */
   readonly root: Queue
-  readonly ref: Ref.Ref<Chunk.Chunk<Registered>> = Ref.makeUnsafe(Chunk.empty())
+  /** Made when the first thousand are folded into it: most boundaries have fewer intents. */
+  private ref: Ref.Ref<Chunk.Chunk<Registered>> | undefined = undefined
   tail: Array<Registered> = []
   private hooks: Array<Hook> | undefined = undefined
   isOpen = true
@@ -238,8 +239,10 @@ export class Queue {
     if (this.tail.length === tailSize) this.fold()
   }
 
-  private fold(): void {
-    MutableRef.update(this.ref.ref, Chunk.appendAll(Chunk.fromArrayUnsafe(this.tail)))
+  private fold(registered: ReadonlyArray<Registered> = []): void {
+    this.ref ??= Ref.makeUnsafe(Chunk.empty())
+    const folded = Chunk.appendAll(Ref.getUnsafe(this.ref), Chunk.fromArrayUnsafe(this.tail))
+    MutableRef.set(this.ref.ref, Chunk.appendAll(folded, Chunk.fromArrayUnsafe(registered)))
     this.tail = []
   }
 
@@ -273,8 +276,7 @@ export class Queue {
       for (let i = 0; i < registered.length; i++) this.tail.push(registered[i]!)
       if (this.tail.length >= tailSize) this.fold()
     } else {
-      this.fold()
-      MutableRef.update(this.ref.ref, Chunk.appendAll(Chunk.fromArrayUnsafe(registered)))
+      this.fold(registered)
     }
     return Effect.void
   }
@@ -286,14 +288,11 @@ export class Queue {
   }
 
   private takeAll(): ReadonlyArray<Registered> {
-    const chunk = Ref.getUnsafe(this.ref)
-    if (Chunk.isEmpty(chunk)) {
-      const tail = this.tail
-      this.tail = []
-      return tail
-    }
-    this.fold()
-    return Chunk.toReadonlyArray(MutableRef.getAndSet(this.ref.ref, Chunk.empty()))
+    if (this.ref !== undefined) this.fold()
+    const registered = this.ref === undefined ? this.tail : Chunk.toReadonlyArray(Ref.getUnsafe(this.ref))
+    this.ref = undefined
+    this.tail = []
+    return registered
   }
 
   /**
@@ -326,9 +325,9 @@ export class Queue {
   /** What the queue holds now, as the registering fiber sees it: with the intents of its own open transaction. */
   view(context: Context.Context<never>): ReadonlyArray<Registered> {
     const transaction = Stm.inContext(context)
-    const registered = [...Ref.getUnsafe(this.ref), ...this.tail].filter(({ counts, fate }) =>
-      counts || (transaction !== undefined && fate?.attempt !== undefined && Stm.isSame(fate.attempt, transaction))
-    )
+    const registered = [...(this.ref === undefined ? [] : Ref.getUnsafe(this.ref)), ...this.tail].filter((
+      { counts, fate }
+    ) => counts || (transaction !== undefined && fate?.attempt !== undefined && Stm.isSame(fate.attempt, transaction)))
     const last = lastByKey(registered)
     return registered.filter((each) => isLast(last, each))
   }

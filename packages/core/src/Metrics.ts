@@ -5,14 +5,13 @@
  */
 import * as Metric from "effect/Metric"
 
-const boundaries = Metric.counter("epilogue.boundaries", { incremental: true })
-const intents = Metric.counter("epilogue.intents", { incremental: true })
+const counter = (id: string, outcome: string) => Metric.counter(id, { incremental: true, attributes: { outcome } })
 
 /** Outermost boundaries that ended, by the attribute `outcome`. */
-export const boundariesCommitted = Metric.withAttributes(boundaries, { outcome: "committed" })
-export const boundariesDiscarded = Metric.withAttributes(boundaries, { outcome: "discarded" })
+export const boundariesCommitted = counter("epilogue.boundaries", "committed")
+export const boundariesDiscarded = counter("epilogue.boundaries", "discarded")
 
 /** Intents of committed boundaries, by the attribute `outcome`. */
-export const intentsSucceeded = Metric.withAttributes(intents, { outcome: "succeeded" })
-export const intentsFailed = Metric.withAttributes(intents, { outcome: "failed" })
-export const intentsSkipped = Metric.withAttributes(intents, { outcome: "skipped" })
+export const intentsSucceeded = counter("epilogue.intents", "succeeded")
+export const intentsFailed = counter("epilogue.intents", "failed")
+export const intentsSkipped = counter("epilogue.intents", "skipped")

@@ -4,6 +4,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import { hasProperty } from "effect/Predicate"
 import type { Reactivity } from "effect/reactivity/Reactivity"
 import type * as SqlClient from "effect/sql/SqlClient"
 
@@ -21,7 +22,6 @@ export interface Open {
 const currentTransaction = Context.Reference<Key | undefined>("effect/sql/CurrentTransactionService", {
   defaultValue: () => undefined
 })
-const levelPrefix = "effect/sql/SqlClient/TransactionConnection/"
 const clientKey = Context.Service<SqlClient.SqlClient>("effect/sql/SqlClient")
 const clientModule = "effect/sql/SqlClient"
 
@@ -43,8 +43,13 @@ const keysIn = (context: Context.Context<never>): Array<string> => {
   const key = innermost(context)?.key
   return key === undefined
     ? []
-    : Array.from(context.mapUnsafe.keys()).filter((each) => each === key || each.startsWith(levelPrefix))
+    : Array.from(context.mapUnsafe).flatMap(([each, service]) => each === key || isLevel(service) ? [each] : [])
 }
+
+/** Most drivers keep their transactions under a key with a common prefix, some under one of their own. */
+const isLevel = (service: unknown): boolean =>
+  Array.isArray(service) && service.length === 2 && typeof service[1] === "number"
+  && hasProperty(service[0], "executeUnprepared")
 
 /** Every transaction in this context: one for each client that has one open. */
 export const openIn = (context: Context.Context<never>): ReadonlyArray<Open> =>
