@@ -250,6 +250,6 @@ class Boundary {
   private commit(): Committed {
     // Who observes may look at the outcomes later.
     const keepsValues = this.report !== undefined || this.engine.observe !== undefined
-    return new Committed(this.queue.take(), this.engine, this.options, keepsValues)
+    return new Committed(this.queue.take(), this.queue, this.engine, this.options, keepsValues)
   }
 }

@@ -10,7 +10,7 @@ import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import { constVoid, identity } from "effect/Function"
 import * as Tracer from "effect/Tracer"
-import { Deferred, type Host, isLast, lastByKey, Queue, type Registered } from "./Deferred.ts"
+import { Deferred, type Host, isLast, isTraced, lastByKey, Queue, type Registered } from "./Deferred.ts"
 import * as Sql from "./internal/sql.ts"
 import { timeoutDetached } from "./internal/timeout.ts"
 import * as Metrics from "./Metrics.ts"
@@ -42,8 +42,8 @@ type Around = <A, E, R>(intent: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R
 export class Committed {
   private readonly options: RunOptions
   private readonly keepsValues: boolean
-  private readonly isTraced: boolean = false
-  private readonly hasFates: boolean = false
+  private readonly hasFates: boolean
+  private readonly hasSpans: boolean
   private readonly queue: Queue
   private list: Array<Registered>
   private readonly exits: Array<Exit.Exit<unknown, unknown> | undefined> = []
@@ -56,24 +56,21 @@ export class Committed {
   private span: Tracer.Span | undefined = undefined
 
   /** With `keepsValues`, outcomes have what the intents returned; without, they only say that they succeeded. */
-  constructor(registered: ReadonlyArray<Registered>, host: Host, options: RunOptions, keepsValues: boolean) {
+  constructor(
+    registered: ReadonlyArray<Registered>,
+    traits: Pick<Queue, "hasKeys" | "hasFates" | "hasSpans">,
+    host: Host,
+    options: RunOptions,
+    keepsValues: boolean
+  ) {
     // The queue it comes from has let go of it.
     this.list = registered as Array<Registered>
     this.queue = new Queue("epilogue", host, undefined)
     this.options = options
     this.keepsValues = keepsValues
-    let context: Context.Context<never> | undefined
-    let hasKeys = false
-    // One pass, since there may be a million of them; most share a context.
-    for (let i = 0; i < registered.length; i++) {
-      const each = registered[i]!
-      hasKeys ||= each.key !== undefined
-      this.hasFates ||= each.fate !== undefined
-      if (each.context === context) continue
-      context = each.context
-      this.isTraced ||= isTraced(context)
-    }
-    this.last = hasKeys ? lastByKey(registered) : undefined
+    this.hasFates = traits.hasFates
+    this.hasSpans = traits.hasSpans
+    this.last = traits.hasKeys ? lastByKey(registered) : undefined
   }
 
   get isEmpty(): boolean {
@@ -133,7 +130,7 @@ export class Committed {
     return Effect.withFiber<void>((fiber) => {
       if (this.state !== "waiting") return Effect.void
       this.state = "running"
-      if (!this.isTraced && !isTraced(fiber.context)) return this.loop(fiber, around)
+      if (!this.hasSpans && !isTraced(fiber, false)) return this.loop(fiber, around)
       const { name } = this.options
       return Effect.useSpan(
         name === undefined ? "epilogue" : `epilogue ${name}`,
@@ -214,7 +211,7 @@ export class Committed {
         // Most intents of a boundary share a context, so it is changed once for each run of equal ones.
         if (from !== intent!.context) {
           from = intent!.context
-          context = this.contextOf(from)
+          context = this.contextOf(intent!)
         }
         if (fiber.context !== context) fiber.setContext(context)
         return Effect.catchCause(around(this.effectOf(intent!)), fail)
@@ -240,7 +237,7 @@ export class Committed {
               this.pull()
               if (this.state === "ended" || this.isReplaced(registered)) return Effect.void
               this.exits[first + index] = running
-              return Effect.setContext(this.effectOf(registered), this.contextOf(registered.context)).pipe(
+              return Effect.setContext(this.effectOf(registered), this.contextOf(registered)).pipe(
                 Effect.exit,
                 Effect.map((exit) => this.record(first + index, exit))
               )
@@ -305,8 +302,9 @@ export class Committed {
     })
   }
 
-  private contextOf(context: Context.Context<never>): Context.Context<never> {
-    return Context.add(Sql.omitFrom(context), Deferred, this.queue)
+  private contextOf({ context, fate }: Registered): Context.Context<never> {
+    // Without a fate, it was registered outside of every transaction.
+    return Context.add(fate === undefined ? context : Sql.omitFrom(context), Deferred, this.queue)
   }
 
   private end(context: Context.Context<never>): Effect.Effect<void> {
@@ -329,10 +327,3 @@ export class Committed {
 
 /** Stands for the exit of an intent that has begun and has not ended. */
 const running = Exit.interrupt()
-
-const isTraced = (context: Context.Context<never>): boolean =>
-  Context.getOrUndefined(context, Tracer.ParentSpan) !== undefined
-  || Context.getOrUndefined(context, tracer) !== undefined
-
-// As a plain key: the reference of the same name has a default, which is what is in use when nobody traces.
-const tracer = Context.Service<Tracer.Tracer>(Tracer.TracerKey)

@@ -10,6 +10,7 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as MutableRef from "effect/MutableRef"
+import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import type { SqlClient } from "effect/sql/SqlClient"
 import * as TxRef from "effect/TxRef"
@@ -162,7 +163,10 @@ export class Queue {
   isOpen = true
   /** The SQL transactions whose fate the boundary shares as a whole, so that its intents need not ask for it. */
   owns: ReadonlyArray<object>
-  private hasAttempts = false
+  // Known as they register, so that nobody has to go through a million intents to find none.
+  hasKeys = false
+  hasFates = false
+  hasSpans = false
   private open: TxRef.TxRef<boolean> | undefined = undefined
   private attempt: Stm.Attempt | undefined = undefined
   /** The last context seen to hold no transaction. Most intents of a boundary share one context. */
@@ -182,6 +186,7 @@ export class Queue {
     const { context } = registered
     if (context !== this.plain) {
       const inSql = this.kind !== "test" && Sql.isInside(context)
+      this.hasSpans ||= isTraced(fiber, inSql)
       if (inSql || Stm.inContext(context) !== undefined) return this.registerInTransaction(registered, inSql, fiber)
       this.plain = context
     }
@@ -200,10 +205,10 @@ export class Queue {
       const attempt = isActive ? this.root.attemptOf(Stm.inContext(registered.context)!) : undefined
       const fate: Fate = { attempt, pending: 0, late: undefined }
       registered.fate = fate
+      this.hasFates = true
       this.push(registered)
       const awaited = inSql ? this.awaitCommit(registered, fate) : Effect.void
       if (attempt === undefined) return awaited
-      this.hasAttempts = true
       return Effect.andThen(awaited, Stm.join(attempt, this.root.open ??= TxRef.makeUnsafe(true)))
     }))
   }
@@ -235,6 +240,7 @@ export class Queue {
 
   private push(registered: Registered): void {
     this.observe(registered, "deferred")
+    this.hasKeys ||= registered.key !== undefined
     this.tail.push(registered)
     if (this.tail.length === tailSize) this.fold()
   }
@@ -270,7 +276,9 @@ export class Queue {
     if (!this.isOpen && (first !== undefined || savepoint.hasHooks)) {
       return ended(first === undefined ? "a rollback hook" : `intent "${first.name}"`)
     }
-    this.hasAttempts ||= savepoint.hasAttempts
+    this.hasKeys ||= savepoint.hasKeys
+    this.hasFates ||= savepoint.hasFates
+    this.hasSpans ||= savepoint.hasSpans
     for (const hook of savepoint.hooks ?? []) (this.hooks ??= []).push(hook)
     if (registered.length < tailSize) {
       for (let i = 0; i < registered.length; i++) this.tail.push(registered[i]!)
@@ -301,7 +309,7 @@ export class Queue {
    */
   take(): ReadonlyArray<Registered> {
     const registered = this.takeAll()
-    if (!this.hasAttempts) return registered
+    if (!this.hasFates) return registered
     const undecided = registered.filter((each) => !each.counts)
     if (this.isOpen) this.tail = undecided
     else undecided.forEach((each) => this.observe(each, "discarded"))
@@ -340,6 +348,15 @@ export class Queue {
       .toReversed()
   }
 }
+
+/**
+ * Whether anybody wants to see spans here: there is a tracer, or a span that the application has made. The client makes
+ * one for each SQL transaction, also where nobody looks.
+ */
+export const isTraced = ({ cache: { span, tracer } }: Fiber.Fiber<unknown, unknown>, inSql: boolean): boolean =>
+  tracer !== undefined
+  || (span !== undefined
+    && !(inSql && span._tag === "Span" && span.name === "sql.transaction" && Option.isNone(span.parent)))
 
 /** For each key, the last intent registered under it. It is the one that counts. */
 export const lastByKey = (registered: Iterable<Registered>): Map<string, Registered> => {

@@ -48,7 +48,8 @@ export interface Engine extends Host {
 export class Epilogue extends Context.Service<Epilogue, Engine>()("@epilogue/core/Epilogue") {}
 
 /**
- * Makes an engine, for those who write one. What is left out is as in `Epilogue.layer`.
+ * Makes an engine, for those who write one. What is left out is as in `Epilogue.layer`. To change one thing about an
+ * engine, spread it: `make({ ...engine, observe })`.
  *
  * **Details**
  *
@@ -76,7 +77,7 @@ export const make = (
     ...rest,
     commit: (committed) => commit(committed, engine.tell),
     late: (registered) => {
-      const committed = new Committed([registered], engine, {}, engine.observe !== undefined)
+      const committed = new Committed([registered], late, engine, {}, engine.observe !== undefined)
       committed.settle()
       return Effect.andThen(engine.commit(committed), engine.tell(committed))
     },
@@ -88,6 +89,8 @@ export const make = (
   }
   return engine
 }
+
+const late = { hasKeys: false, hasFates: true, hasSpans: true }
 
 /** Tells the log and `onFailure` of one intent. */
 export const tellFailure = (

@@ -132,7 +132,8 @@ const register = <A, E, R>(
  * **Gotchas**
  *
  * Of a SQL transaction around the boundary that rolls back after the boundary has committed, hooks learn nothing:
- * Effect has no event for it.
+ * Effect has no event for it. The hooks of a savepoint run while the transaction around it still has its connection, so
+ * one that queries takes another. A hook that is registered directly in an intent never runs.
  *
  * @category combinators
  * @since 0.1.0

@@ -69,7 +69,7 @@ const transactWith =
         if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
         const error = Cause.squash(cause)
         const outcome = ended === undefined || isProofOfAbort(error) ? "discarded" : "unknown"
-        return Effect.fail(new CommitError({ cause: error, outcome, message: advice[outcome] }))
+        return Effect.fail(new CommitError({ cause: error, outcome, message: `${advice[outcome]} ${reasonOf(error)}` }))
       })
     })
 
@@ -77,6 +77,12 @@ const advice: { readonly [Outcome in CommitError["outcome"]]: string } = {
   discarded: "The transaction did not commit, and no intent has run. It is safe to run the program again.",
   unknown: "It is not known whether the transaction committed. No intent has run. Look for its rows before you run the "
     + "program again."
+}
+
+/** What the database said, which the driver keeps below its own words. */
+const reasonOf = (error: unknown): string => {
+  const cause = isSqlError(error) ? error.reason.cause : error
+  return `The reason: ${cause instanceof Error ? cause.message : String(error)}`
 }
 
 /** What went wrong after the core had failed, or after `COMMIT`, changes nothing; but it is not kept quiet. */
