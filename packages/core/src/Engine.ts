@@ -30,7 +30,7 @@ export interface EngineOptions {
  * @category models
  * @since 0.1.0
  */
-export interface Engine extends Host {
+export interface Engine extends Host, EngineOptions {
   /** Runs the epilogue of a committed boundary, or sees to it that it runs. `atomic` returns after it. */
   readonly commit: (committed: Committed) => Effect.Effect<void>
   /** Whether a SQL transaction around a boundary is none of its business, as in a test that rolls everything back. */
@@ -72,9 +72,9 @@ export const make = (
     readonly ignoresTransactions?: boolean | undefined
   } = {}
 ): Epilogue["Service"] => {
-  const { commit = ({ run }) => run, onFailure, ...rest } = options
+  const { commit = ({ run }: Committed) => run, onFailure } = options
   const engine: Engine = {
-    ...rest,
+    ...options,
     commit: (committed) => commit(committed, engine.tell),
     late: (registered) => {
       const committed = new Committed([registered], late, engine, {}, engine.observe !== undefined)

@@ -42,7 +42,7 @@ import type { CommitError, EpilogueError, Intent, Report } from "./Outcome.ts"
 export * from "./Background.ts"
 export type { BoundaryOptions } from "./Boundary.ts"
 export type { Committed, RunOptions } from "./Committed.ts"
-export { type DeferOptions, Deferred } from "./Deferred.ts"
+export { type DeferOptions, Deferred, type Observe, type Registered, type Transact } from "./Deferred.ts"
 export { type Engine, type EngineOptions, Epilogue, layer, layerOptions, make } from "./Engine.ts"
 export {
   CommitError,
