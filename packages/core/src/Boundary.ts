@@ -72,7 +72,7 @@ export const insideOut = (what: string): Effect.Effect<never> =>
   )
 
 /** Opens a savepoint: a boundary inside `outer`. */
-export const openInside = <A, E, R>(
+const openInside = <A, E, R>(
   outer: Queue,
   core: Effect.Effect<A, E, R>,
   report: Outcomes | undefined

@@ -31,7 +31,7 @@ export type Step =
   | { readonly _tag: "Tx"; readonly first: "commits" | "conflicts" | "retries"; readonly body: Body }
 
 export type Body = ReadonlyArray<Step>
-export type Key = "none" | "k" | "l"
+type Key = "none" | "k" | "l"
 export interface Branch {
   readonly frame: Frame
   readonly body: Body
@@ -43,8 +43,8 @@ export interface Options {
   readonly concurrency: 1 | 2 | "unbounded"
 }
 
-export type RaceFrame = { readonly _tag: "Bare" } | { readonly _tag: "Savepoint" }
-export type KillFrame =
+type RaceFrame = { readonly _tag: "Bare" } | { readonly _tag: "Savepoint" }
+type KillFrame =
   | RaceFrame
   | { readonly _tag: "Tx" }
   | { readonly _tag: "Boundary"; readonly isolated: boolean; readonly options: Options }

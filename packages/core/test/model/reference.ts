@@ -37,7 +37,7 @@ export interface Event {
   readonly text: string
 }
 
-export type Status = "committed" | "discarded"
+type Status = "committed" | "discarded"
 
 export interface Result {
   /** What happened until the last boundary had ended. */
@@ -70,7 +70,7 @@ export const showCause = (cause: Cause): string => {
   }
 }
 
-export const showExit = (exit: Exit): string => exit._tag === "Success" ? exit.value : showCause(exit.cause)
+const showExit = (exit: Exit): string => exit._tag === "Success" ? exit.value : showCause(exit.cause)
 
 export const showIntent = ({ name, payload }: Intent): string => `${name}(${JSON.stringify(payload)})`
 

@@ -11,7 +11,7 @@ import { Context, Effect, Layer, Option, Redacted, Schema } from "effect"
 import { Reactivity } from "effect/reactivity"
 import { SqlClient, SqlSchema } from "effect/sql"
 
-export { layer, layerServer } from "@epilogue/embedded-postgres/TestDatabase"
+export { layerServer } from "@epilogue/embedded-postgres/TestDatabase"
 
 /** A client of a fresh database. */
 export const makeClient = Effect.gen(function*() {
