@@ -113,6 +113,7 @@ describe("layerBackground", () => {
           yield* Epilogue.defer(log.add("rest"), { name: "rest" })
         })))
         yield* provide(Epilogue.atomic(Epilogue.defer(log.add("queued"), { name: "queued" })))
+        yield* provide(Epilogue.atomic(Epilogue.defer(log.add("queued too"), { name: "queued too" })))
         yield* Effect.yieldNow
         return yield* Effect.forkChild(close, { startImmediately: true })
       }).pipe(Effect.provide(logs.layer))
@@ -122,12 +123,18 @@ describe("layerBackground", () => {
       yield* Fiber.join(closing)
       yield* Effect.yieldNow
       assert.deepStrictEqual(log.lines, ["interrupted"])
-      assert.deepStrictEqual(failures.map(({ intent }) => intent.name).toSorted(), ["queued", "rest", "running"])
+      assert.deepStrictEqual(failures.map(({ intent }) => intent.name).toSorted(), [
+        "queued",
+        "queued too",
+        "rest",
+        "running"
+      ])
       const skipped = failures.find(({ intent }) => intent.name === "rest")!
       assert.include(String(Cause.squash(skipped.cause)), "The layer closed, and its drainTimeout ran out")
       assert.isTrue(Cause.hasInterruptsOnly(failures.find(({ intent }) => intent.name === "running")!.cause))
       assert.sameMembers(logs.entries.map(({ message }) => message), [
         `Intent "queued" was skipped`,
+        `Intent "queued too" was skipped`,
         `Intent "rest" was skipped`,
         `Intent "running" failed after the commit`
       ])
@@ -135,8 +142,31 @@ describe("layerBackground", () => {
         Metric.counter("epilogue.intents", { incremental: true }),
         { outcome: "skipped" }
       ))
-      assert.strictEqual(skips.count, 2)
+      assert.strictEqual(skips.count, 3)
     }).pipe(Effect.provideService(Metric.MetricRegistry, new Map())))
+
+  it.effect("a drain that takes too long interrupts an intent that has a timeout of its own", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const { close, provide } = yield* makeEngine({ drainTimeout: "5 seconds" })
+      const stuck = Effect.onInterrupt(Effect.never, () => log.add("interrupted"))
+      yield* provide(Epilogue.atomic(Epilogue.defer(stuck, { timeout: "1 hour" })))
+      yield* Effect.yieldNow
+      const closing = yield* Effect.forkChild(close, { startImmediately: true })
+      yield* TestClock.adjust("5 seconds")
+      yield* Fiber.join(closing)
+      yield* Effect.yieldNow
+      assert.deepStrictEqual(log.lines, ["interrupted"])
+    }).pipe(Effect.provide(new CapturedLogs().layer)))
+
+  it.effect("without onFailure, a failure is logged and that is all", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      yield* Epilogue.atomic(Epilogue.defer(Effect.fail("no"), { name: "a" })).pipe(
+        Effect.provide([Epilogue.layerBackground(), logs.layer])
+      )
+      assert.deepStrictEqual(logs.entries.map(({ message }) => message), [`Intent "a" failed after the commit`])
+    }))
 
   it.effect("a drain does not wait for an intent that cannot be interrupted", () =>
     Effect.gen(function*() {

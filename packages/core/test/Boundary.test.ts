@@ -143,13 +143,35 @@ describe("failing intents", () => {
         Epilogue.atomicWith({ mode: "stop" })(Effect.gen(function*() {
           yield* Epilogue.defer(Effect.fail(new CardDeclined()), { name: "charge" })
           yield* Epilogue.defer(Effect.void, { name: "receipt" })
+          yield* Epilogue.defer(Effect.void, { name: "parcel" })
         }))
       )
       assert(Epilogue.isEpilogueError(error))
       assert.include(error.message, `"charge" (the card was declined)`)
-      assert.include(error.message, `skipped because of that: "receipt"`)
+      assert.include(error.message, `skipped because of that: "receipt", "parcel".`)
       assert.include(error.message, "do not run it again")
     }).pipe(Effect.provide(Epilogue.layer)))
+
+  it.effect("law 3: the message lists every failure, also what is no error, and what was interrupted", () =>
+    Effect.gen(function*() {
+      const error = yield* Effect.flip(Epilogue.atomic(Effect.gen(function*() {
+        yield* Epilogue.defer(Effect.fail("no"), { name: "a" })
+        yield* Epilogue.defer(Effect.interrupt, { name: "b" })
+      })))
+      assert(Epilogue.isEpilogueError(error))
+      assert.include(error.message, `intents failed: "a" (no), "b" (interrupted). Its result`)
+    }).pipe(Effect.provide(Epilogue.layer)))
+
+  it.effect("law 3: a boundary without intents has an empty report, and its engine has nothing to run", () =>
+    Effect.gen(function*() {
+      const commit = () => Effect.die("nothing to run")
+      const report = yield* Effect.provideService(
+        Epilogue.report(Effect.succeed(1)),
+        Epilogue.Epilogue,
+        Epilogue.make({ commit })
+      )
+      assert.deepStrictEqual(report, { value: 1, outcomes: [] })
+    }))
 
   it.effect("law 3: a report has the value and every outcome, and no error", () =>
     Effect.gen(function*() {
@@ -587,6 +609,29 @@ describe("interruption", () => {
       assert.deepStrictEqual(logs.entries.map(({ message }) => message), [`Intent "slow" failed after its timeout`])
     }).pipe(Effect.provide(Epilogue.layer)))
 
+  it.effect("law 3: one that ends well after its timeout, or lets itself be interrupted, is not logged", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      const gate = yield* Latch.make()
+      const ended = yield* Latch.make()
+      const stubborn = Effect.uninterruptible(Effect.andThen(gate.await, ended.open))
+      yield* Effect.gen(function*() {
+        const fiber = yield* Effect.forkChild(
+          Epilogue.reportWith({ concurrency: 2 })(Effect.gen(function*() {
+            yield* Epilogue.defer(stubborn, { timeout: "1 second" })
+            yield* Epilogue.defer(Effect.never, { timeout: "1 second" })
+          })),
+          { startImmediately: true }
+        )
+        yield* TestClock.adjust("1 second")
+        yield* Fiber.join(fiber)
+        yield* gate.open
+        yield* ended.await
+        yield* Effect.yieldNow
+      }).pipe(Effect.provide(logs.layer))
+      assert.deepStrictEqual(logs.entries, [])
+    }).pipe(Effect.provide(Epilogue.layer)))
+
   it.effect("a timeout that is no duration is a defect at the registration, and names the intent", () =>
     Effect.gen(function*() {
       const exit = yield* Effect.exit(
@@ -847,6 +892,60 @@ describe("engines", () => {
       yield* held[0]!.run
       assert.deepStrictEqual(log.lines, ["a"])
       assert.deepStrictEqual(held[0]!.outcomes.map(({ _tag }) => _tag), ["Ran"])
+    }))
+
+  it.effect("while an epilogue runs, the intent that has begun is postponed like those that have not", () =>
+    Effect.gen(function*() {
+      const seen: Array<ReadonlyArray<string>> = []
+      let epilogue: Epilogue.Committed | undefined
+      const look = Effect.sync(() => void seen.push(epilogue!.outcomes.map(({ _tag }) => _tag)))
+      yield* Epilogue.atomic(Effect.andThen(Epilogue.defer(look), Epilogue.defer(look))).pipe(
+        Effect.provideService(
+          Epilogue.Epilogue,
+          Epilogue.make({
+            commit: (committed) => {
+              epilogue = committed
+              return committed.run
+            }
+          })
+        )
+      )
+      assert.deepStrictEqual(seen, [["Postponed", "Postponed"], ["Ran", "Postponed"]])
+    }))
+
+  it.effect("an engine that tells twice tells once", () =>
+    Effect.gen(function*() {
+      const told: Array<string> = []
+      const engine = Epilogue.make({
+        commit: (committed, tell) => Effect.andThen(committed.run, Effect.andThen(tell(committed), tell(committed))),
+        onFailure: ({ intent }) => Effect.sync(() => void told.push(intent.name))
+      })
+      yield* Effect.exit(Epilogue.atomic(Effect.gen(function*() {
+        yield* Epilogue.defer(Effect.fail("no"), { name: "a" })
+        yield* Epilogue.defer(Effect.fail("no"), { name: "b" })
+      }))).pipe(Effect.provideService(Epilogue.Epilogue, engine), Effect.provide(new CapturedLogs().layer))
+      assert.deepStrictEqual(told, ["a", "b"])
+    }))
+
+  it.effect("an engine can be spread to change one thing about it", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const statuses: Array<string> = []
+      const engine = Epilogue.make({ onFailure: ({ intent }) => log.add(intent.name) })
+      const observed = Epilogue.make({ ...engine, observe: (_, status) => void statuses.push(status) })
+      yield* Effect.exit(
+        Effect.forkChild(
+          Epilogue.atomic(Epilogue.defer(
+            Effect.withFiber((fiber) => {
+              fiber.interruptUnsafe()
+              return Effect.fail("no")
+            }),
+            { name: "a" }
+          )).pipe(Effect.provideService(Epilogue.Epilogue, observed), Effect.provide(new CapturedLogs().layer))
+        ).pipe(Effect.flatMap(Fiber.await))
+      )
+      assert.deepStrictEqual(log.lines, ["a"])
+      assert.deepStrictEqual(statuses, ["deferred", "committed", "committed"])
     }))
 })
 

@@ -190,6 +190,25 @@ describe("metrics", () => {
     }).pipe(Effect.provide(Epilogue.layer), Effect.provideService(Metric.MetricRegistry, new Map())))
 })
 
+describe("metrics of what did not happen", () => {
+  it.effect("an outcome that never came has no series", () =>
+    Effect.gen(function*() {
+      const ids = Effect.map(Metric.snapshot, (all) =>
+        all.filter(({ id }) =>
+          id.startsWith("epilogue.")
+        ).map(({ attributes, id }) => `${id} ${attributes?.["outcome"]}`))
+      yield* Epilogue.atomic(Epilogue.defer(Effect.void))
+      assert.sameMembers(yield* ids, ["epilogue.boundaries committed", "epilogue.intents succeeded"])
+    }).pipe(Effect.provide(Epilogue.layer), Effect.provideService(Metric.MetricRegistry, new Map())))
+
+  it.effect("nor has success, where everything failed", () =>
+    Effect.gen(function*() {
+      yield* Epilogue.report(Epilogue.defer(Effect.fail("no")))
+      const snapshot = yield* Metric.snapshot
+      assert.isUndefined(snapshot.find(({ attributes }) => attributes?.["outcome"] === "succeeded"))
+    }).pipe(Effect.provide(Epilogue.layer), Effect.provideService(Metric.MetricRegistry, new Map())))
+})
+
 describe("nesting", () => {
   it.effect("law 8: an intent that is run by another boundary's epilogue still sees its own context", () =>
     Effect.gen(function*() {

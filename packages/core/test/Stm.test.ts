@@ -229,6 +229,8 @@ describe("STM", () => {
       const run = yield* Effect.exit(Effect.tx(Epilogue.deferOrRun(log.add("run"), { name: "ping" })))
       assert.include(defectOf(run), `Intent "ping" would run at once inside \`Effect.tx\``)
       assert.include(defectOf(run), "Turn them inside out")
+      const unnamed = yield* Effect.exit(Effect.tx(Epilogue.deferOrRun(log.add("run"))))
+      assert.include(defectOf(unnamed), `Intent "anonymous" would run at once`)
       assert.deepStrictEqual(log.lines, [])
     }).pipe(Effect.provide(Epilogue.layer)))
 
