@@ -8,7 +8,6 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import * as Semaphore from "effect/Semaphore"
 import type { Committed } from "./Committed.ts"
 import { type Engine, type EngineOptions, Epilogue, make, tellFailure } from "./Engine.ts"
@@ -74,10 +73,7 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
           const drained = Fiber.awaitAll(running.values())
           return options.drainTimeout === undefined
             ? drained
-            : Effect.flatMap(
-              Effect.timeoutOption(drained, options.drainTimeout),
-              Option.match({ onNone: () => skip(running), onSome: () => Effect.void })
-            )
+            : Effect.timeoutOrElse(drained, { duration: options.drainTimeout, orElse: () => skip(running) })
         })
       )
 
@@ -92,7 +88,7 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
             if (!hasBegun) Metrics.intentsSkipped.updateUnsafe(intents.length, context)
             return intents
           })
-          const cause = Cause.die(new Error("The layer closed, and its drainTimeout ran out before the intent began"))
+          const cause = Cause.die(new Error("The drainTimeout ran out before the intent began"))
           return Effect.forEach(
             skipped,
             (intent) => tellFailure({ intent, cause }, options.onFailure, "was skipped"),

@@ -3,7 +3,7 @@
  *
  * @since 0.1.0
  */
-import { isReadonlyArrayNonEmpty } from "effect/Array"
+import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -14,7 +14,7 @@ import { type Engine, Epilogue } from "./Engine.ts"
 import * as Sql from "./internal/sql.ts"
 import * as Stm from "./internal/stm.ts"
 import * as Metrics from "./Metrics.ts"
-import { type CommitError, EpilogueError, type Outcome } from "./Outcome.ts"
+import { type CommitError, EpilogueError, type Failure, type Outcome } from "./Outcome.ts"
 
 /**
  * Options of `atomicWith` and `reportWith`.
@@ -238,8 +238,9 @@ class Boundary {
   /** Tells the caller of failures; and the log, where an interruption waits that will keep the caller from hearing. */
   private answer(value: unknown, committed: Committed): Effect.Effect<void, EpilogueError<unknown>> {
     const { failures, skipped } = committed
-    const answer = this.report === undefined && isReadonlyArrayNonEmpty(failures)
-      ? Effect.fail(new EpilogueError({ value, failures, skipped }))
+    const answer = this.report === undefined
+      // It is asked only where there are some.
+      ? Effect.fail(new EpilogueError({ value, failures: failures as NonEmptyReadonlyArray<Failure>, skipped }))
       : Effect.void
     return Effect.flatMap(
       Effect.exit(Effect.interruptible(Effect.void)),

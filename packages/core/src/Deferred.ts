@@ -10,7 +10,6 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as MutableRef from "effect/MutableRef"
-import * as Option from "effect/Option"
 import * as Ref from "effect/Ref"
 import type { SqlClient } from "effect/sql/SqlClient"
 import * as TxRef from "effect/TxRef"
@@ -356,7 +355,7 @@ export class Queue {
 export const isTraced = ({ cache: { span, tracer } }: Fiber.Fiber<unknown, unknown>, inSql: boolean): boolean =>
   tracer !== undefined
   || (span !== undefined
-    && !(inSql && span._tag === "Span" && span.name === "sql.transaction" && Option.isNone(span.parent)))
+    && !(inSql && span._tag === "Span" && span.name === "sql.transaction" && span.parent._tag === "None"))
 
 /** For each key, the last intent registered under it. It is the one that counts. */
 export const lastByKey = (registered: Iterable<Registered>): Map<string, Registered> => {

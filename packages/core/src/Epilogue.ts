@@ -32,7 +32,6 @@ import type * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
 import { type BoundaryOptions, insideOut, open, openSavepoint, type Outcomes } from "./Boundary.ts"
 import { type DeferOptions, Deferred, Registered } from "./Deferred.ts"
 import type { Epilogue } from "./Engine.ts"
@@ -106,7 +105,7 @@ const register = <A, E, R>(
     const queue = Context.get(fiber.context as Context.Context<Deferred>, Deferred)
     // The context that it needs is kept beside it.
     const registered = new Registered(effect as Effect.Effect<A, E>, fiber.context, options)
-    return options.timeout !== undefined && Option.isNone(Duration.fromInput(options.timeout))
+    return options.timeout !== undefined && Duration.fromInput(options.timeout)._tag === "None"
       ? Effect.die(
         new Error(
           `Epilogue: the timeout of intent "${registered.name}" is no duration. Give it as `

@@ -130,7 +130,7 @@ describe("layerBackground", () => {
         "running"
       ])
       const skipped = failures.find(({ intent }) => intent.name === "rest")!
-      assert.include(String(Cause.squash(skipped.cause)), "The layer closed, and its drainTimeout ran out")
+      assert.include(String(Cause.squash(skipped.cause)), "The drainTimeout ran out before the intent began")
       assert.isTrue(Cause.hasInterruptsOnly(failures.find(({ intent }) => intent.name === "running")!.cause))
       assert.sameMembers(logs.entries.map(({ message }) => message), [
         `Intent "queued" was skipped`,

@@ -117,7 +117,7 @@ export const afterCommit = Effect.fnUntraced(function*(
 
 const unknowable = (who: string, why: string, cause?: unknown): Effect.Effect<never> =>
   Effect.die(
-    new Error(`Epilogue: ${who} is in a SQL transaction of which it cannot be known whether it commits: ${why}.`, {
+    new Error(`Epilogue: ${who} is in a SQL transaction whose fate cannot be known: ${why}.`, {
       cause
     })
   )
