@@ -309,7 +309,6 @@ export class Committed {
 
   private end(context: Context.Context<never>): Effect.Effect<void> {
     this.pull()
-    this.stop()
     this.observe()
     this.count(context)
     return Effect.void

@@ -637,7 +637,10 @@ describe("interruption", () => {
       const exit = yield* Effect.exit(
         Epilogue.atomic(Epilogue.defer(Effect.void, { name: "receipt", timeout: "soon" as never }))
       )
-      assert.include(defectOf(exit), `the timeout of intent "receipt" is no duration`)
+      assert.include(
+        defectOf(exit),
+        `the timeout of intent "receipt" is no duration. Give it as in \`timeout: "5 seconds"\`.`
+      )
     }).pipe(Effect.provide(Epilogue.layer)))
 })
 

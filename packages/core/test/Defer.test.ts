@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Cause, Context, Effect, Exit, Fiber, Latch } from "effect"
-import { Epilogue } from "../src/index.ts"
+import { Epilogue, TestEpilogue } from "../src/index.ts"
 import { makeLog } from "./support.ts"
 
 class Mailer extends Context.Service<Mailer, { readonly send: (to: string) => Effect.Effect<void> }>()("Mailer") {}
@@ -71,6 +71,16 @@ describe("defer", () => {
         Exit.fail("no")
       ])
     }).pipe(Effect.provide(Epilogue.layer)))
+})
+
+describe("service keys", () => {
+  it("have the name of the package, so that two copies of it share what they provide", () => {
+    assert.deepStrictEqual([Epilogue.Deferred.key, Epilogue.Epilogue.key, TestEpilogue.TestEpilogue.key], [
+      "@epilogue/core/Deferred",
+      "@epilogue/core/Epilogue",
+      "@epilogue/core/TestEpilogue"
+    ])
+  })
 })
 
 describe("keys", () => {

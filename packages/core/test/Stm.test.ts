@@ -190,6 +190,49 @@ describe("STM", () => {
       assert.deepStrictEqual(log.lines, ["attempt 2", "last"])
     }).pipe(Effect.provide(Epilogue.layer)))
 
+  it.effect("law 9: one that an intent leaves open, and that commits while a later intent runs, counts", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const registered = yield* Latch.make()
+      const gate = yield* Latch.make()
+      let forked: Fiber.Fiber<void> | undefined
+      yield* Epilogue.atomic(Effect.gen(function*() {
+        yield* Epilogue.defer(Effect.gen(function*() {
+          forked = yield* Effect.forkDetach(Effect.tx(Effect.gen(function*() {
+            yield* Epilogue.defer(log.add("late"))
+            yield* registered.open
+            yield* gate.await
+          })))
+          yield* registered.await
+          yield* Epilogue.defer(Effect.andThen(gate.open, Effect.suspend(() => Fiber.join(forked!))))
+        }))
+      }))
+      assert.deepStrictEqual(log.lines, ["late"])
+    }).pipe(Effect.provide(Epilogue.layer)))
+
+  it.effect("law 9: a transaction does not see the intents of another one that is still open", () =>
+    Effect.gen(function*() {
+      const names = Effect.map(Epilogue.intents, (intents) => intents.map(({ name }) => name))
+      const registered = yield* Latch.make()
+      const gate = yield* Latch.make()
+      yield* Epilogue.atomic(Effect.gen(function*() {
+        yield* Epilogue.defer(Effect.void, { name: "plain" })
+        const fiber = yield* Effect.forkChild(Effect.tx(Effect.gen(function*() {
+          yield* Epilogue.defer(Effect.void, { name: "other" })
+          yield* registered.open
+          yield* gate.await
+        })))
+        yield* registered.await
+        yield* Effect.tx(Effect.gen(function*() {
+          assert.deepStrictEqual(yield* names, ["plain"])
+          yield* Epilogue.defer(Effect.void, { name: "own" })
+          assert.deepStrictEqual(yield* names, ["plain", "own"])
+        }))
+        yield* gate.open
+        yield* Fiber.join(fiber)
+      }))
+    }).pipe(Effect.provide(Epilogue.layer)))
+
   it.effect("law 9: a detached fiber that carries a finished transaction registers as any other", () =>
     Effect.gen(function*() {
       const log = makeLog()
@@ -224,7 +267,11 @@ describe("STM", () => {
           Epilogue.atomic(Effect.tx(Epilogue.atomicWith({ isolated: true })(log.add("core"))))
         ]
       ) {
-        assert.include(defectOf(yield* Effect.exit(program)), "A boundary was opened inside `Effect.tx`")
+        assert.include(
+          defectOf(yield* Effect.exit(program)),
+          "Epilogue: A boundary was opened inside `Effect.tx`, whose body may run again. Turn them inside out: put the "
+            + "`Effect.tx` inside the boundary."
+        )
       }
       const run = yield* Effect.exit(Effect.tx(Epilogue.deferOrRun(log.add("run"), { name: "ping" })))
       assert.include(defectOf(run), `Intent "ping" would run at once inside \`Effect.tx\``)

@@ -122,6 +122,14 @@ it.layer(layerThings)("TestEpilogue", (it) => {
       assert.deepStrictEqual(notified, ["a"])
     }).pipe(Effect.provide(TestEpilogue.layer), inMode(testMode)))
 
+  it.effect("nor is one around code that has no boundary", () =>
+    inTransaction(Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const [connection, depth] = yield* levelOf(sql)
+      yield* Effect.provideService(deferred("a"), sql.transactionService, [connection, depth])
+      assert.deepStrictEqual(yield* statuses, ["a: deferred"])
+    })))
+
   it.effect("a wrapping transaction that cannot be waited for is none of the test's business", () =>
     inTransaction(Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient

@@ -1,0 +1,246 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Epilogue, SqlEpilogue } from "@epilogue/core"
+import { Cause, Context, Data, Effect, Exit, Layer, Option, Stream } from "effect"
+import { Reactivity } from "effect/reactivity"
+import { SqlClient } from "effect/sql"
+import type { Connection } from "effect/sql/SqlConnection"
+import { ConnectionError, SerializationError, SqlError, type SqlErrorReason, UnknownError } from "effect/sql/SqlError"
+import { makeCompilerSqlite } from "effect/sql/Statement"
+import { CapturedLogs, makeLog } from "../support.ts"
+
+/** What a server cannot be made to answer on demand: each of these is an answer to one statement, given by hand. */
+const clientThatFails = (statement: string, failure: Effect.Effect<never, SqlError>) => {
+  const none = Effect.succeed([])
+  const answer = (sql: string) => sql === statement ? failure : none
+  const connection: Connection = {
+    execute: answer,
+    executeRaw: answer,
+    executeStream: () => Stream.empty,
+    executeValues: answer,
+    executeValuesUnprepared: answer,
+    executeUnprepared: answer
+  }
+  return Effect.provide(
+    SqlClient.make({
+      acquirer: Effect.succeed(connection),
+      compiler: makeCompilerSqlite(),
+      driver: "test",
+      spanAttributes: []
+    }),
+    Reactivity.layer
+  )
+}
+
+const failing = (reason: SqlErrorReason) => Effect.fail(new SqlError({ reason }))
+
+class ServerError extends Data.Error<{ readonly message: string; readonly code?: unknown }> {}
+
+const engineOf = (client: SqlClient.SqlClient) =>
+  Layer.provide(SqlEpilogue.layer, Layer.succeed(SqlClient.SqlClient, client))
+
+describe("the answer to COMMIT", () => {
+  const serverError = (code: unknown) => new ServerError({ message: "the server says no", code })
+  const unknownError = (code: unknown, operation = "execute") =>
+    new UnknownError({ cause: serverError(code), message: "driver", operation })
+  const cases: ReadonlyArray<readonly [string, SqlErrorReason, "discarded" | "unknown"]> = [
+    ["a constraint", unknownError("23505"), "discarded"],
+    ["a class that begins with a letter", unknownError("XX000"), "discarded"],
+    ["a connection limit", unknownError("53300"), "discarded"],
+    [
+      "a serialization failure",
+      new SerializationError({ cause: serverError("40001"), operation: "execute" }),
+      "discarded"
+    ],
+    ["a rollback in place of the commit", unknownError(undefined, "commit"), "discarded"],
+    ["a server that shuts down", unknownError("57P01"), "unknown"],
+    ["a connection exception", unknownError("08006"), "unknown"],
+    ["a code with 08 further on", unknownError("42083"), "discarded"],
+    ["a code that is longer", unknownError("ECONNRESET"), "unknown"],
+    ["a code that ends like one", unknownError("!!23505"), "unknown"],
+    ["a code that begins like one", unknownError("23505!!"), "unknown"],
+    ["a broken pipe", unknownError("EPIPE"), "unknown"],
+    ["a code that is no text", unknownError(23505), "unknown"],
+    ["no code", unknownError(undefined), "unknown"],
+    [
+      "a lost connection, whatever its code",
+      new ConnectionError({ cause: serverError("23505"), operation: "commit" }),
+      "unknown"
+    ]
+  ]
+  for (const [name, reason, outcome] of cases) {
+    it.effect(`${name} means that the outcome is ${outcome}`, () =>
+      Effect.gen(function*() {
+        const log = makeLog()
+        const client = yield* clientThatFails("COMMIT", failing(reason))
+        const error = yield* Effect.flip(
+          Effect.provide(Epilogue.atomic(Epilogue.defer(log.add("ran"))), engineOf(client))
+        )
+        assert(error instanceof Epilogue.CommitError)
+        assert.strictEqual(error._tag, "CommitError")
+        assert.strictEqual(error.outcome, outcome)
+        assert.instanceOf(error.cause, SqlError)
+        assert.strictEqual(
+          error.message,
+          (outcome === "discarded"
+            ? "The transaction did not commit, and no intent has run. It is safe to run the program again."
+            : "It is not known whether the transaction committed. No intent has run. Look for its rows before you run the "
+              + "program again.")
+            + " The reason: the server says no"
+        )
+        assert.deepStrictEqual(log.lines, [])
+      }))
+  }
+
+  it.effect("a defect is no proof of an abort", () =>
+    Effect.gen(function*() {
+      const client = yield* clientThatFails("COMMIT", Effect.die("broken driver"))
+      const error = yield* Effect.flip(Effect.provide(Epilogue.atomic(Effect.void), engineOf(client)))
+      assert.strictEqual(error.outcome, "unknown")
+      assert.include(error.message, "The reason: broken driver")
+    }).pipe(Effect.orDie))
+})
+
+describe("the answer to ROLLBACK", () => {
+  it.effect("law 2: a ROLLBACK that fails is a warning, and the caller gets the core's own cause", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      const client = yield* clientThatFails(
+        "ROLLBACK",
+        failing(new UnknownError({ cause: "gone", operation: "execute" }))
+      )
+      const exit = yield* Effect.exit(Epilogue.atomic(Effect.fail("core"))).pipe(
+        Effect.provide([engineOf(client), logs.layer])
+      )
+      assert(Exit.isFailure(exit))
+      assert.deepStrictEqual(exit.cause, Cause.fail("core"))
+      assert.deepStrictEqual(logs.entries.map(({ level, message }) => [level, message]), [
+        [
+          "Warn",
+          "ROLLBACK failed after the core of a boundary had failed; the database discards the transaction by itself"
+        ]
+      ])
+    }))
+
+  it.effect("law 2: a core that fails, and a ROLLBACK that does not, are no news", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      const client = yield* clientThatFails("none", Effect.die("never"))
+      yield* Effect.exit(Epilogue.atomic(Effect.fail("core"))).pipe(Effect.provide([engineOf(client), logs.layer]))
+      yield* Effect.exit(Epilogue.atomic(Effect.interrupt)).pipe(Effect.provide([engineOf(client), logs.layer]))
+      assert.deepStrictEqual(logs.entries, [])
+    }))
+
+  it.effect("a connection that cannot be released after COMMIT is a warning", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      const log = makeLog()
+      const client = yield* clientThatFails("none", Effect.die("never"))
+      const leaking = yield* Effect.provide(
+        SqlClient.make({
+          acquirer: Effect.tap(client.reserve, Effect.addFinalizer(() => Effect.die("stuck"))),
+          compiler: makeCompilerSqlite(),
+          driver: "test",
+          spanAttributes: []
+        }),
+        Reactivity.layer
+      )
+      const value = yield* Epilogue.atomic(Effect.as(Epilogue.defer(log.add("ran")), 1)).pipe(
+        Effect.provide([engineOf(leaking), logs.layer])
+      )
+      assert.deepStrictEqual([value, log.lines], [1, ["ran"]])
+      assert.deepStrictEqual(logs.entries.map(({ message }) => message), [
+        "The connection could not be released after COMMIT"
+      ])
+    }))
+})
+
+describe("who observes", () => {
+  it.effect("hears that a COMMIT that failed discarded the intents", () =>
+    Effect.gen(function*() {
+      const client = yield* clientThatFails("COMMIT", failing(new UnknownError({ cause: "no", operation: "commit" })))
+      const statuses: Array<string> = []
+      const engine = yield* Effect.provide(Epilogue.Epilogue, engineOf(client))
+      const listening = Epilogue.make({
+        ...engine,
+        observe: (registered, status) => void statuses.push(`${registered.name} ${status}`)
+      })
+      yield* Effect.exit(Effect.provideService(
+        Epilogue.atomic(Effect.gen(function*() {
+          yield* Epilogue.defer(Effect.void, { name: "a", key: "k" })
+          yield* Epilogue.defer(Effect.void, { name: "b", key: "k" })
+        })),
+        Epilogue.Epilogue,
+        listening
+      ))
+      assert.deepStrictEqual(statuses, ["a deferred", "b deferred", "a replaced", "b discarded"])
+    }))
+})
+
+class Pair extends Context.Service<Pair, readonly [{ readonly name: string }, number]>()("Pair") {}
+class Triple extends Context.Service<Triple, readonly [Connection, number, string]>()("Triple") {}
+class Named extends Context.Service<Named, readonly [Connection, string]>()("Named") {}
+
+describe("context", () => {
+  it.effect("law 8: services that look like a transaction, but are none, stay", () =>
+    Effect.gen(function*() {
+      const client = yield* clientThatFails("none", Effect.die("never"))
+      const connection = yield* Effect.scoped(client.reserve)
+      const seen: Array<unknown> = []
+      yield* client.withTransaction(Epilogue.atomic(Epilogue.defer(
+        Effect.map(Effect.all([Pair, Triple, Named]), (all) => void seen.push(all))
+      ))).pipe(
+        Effect.provideService(Pair, [{ name: "a" }, 1]),
+        Effect.provideService(Triple, [connection, 1, "b"]),
+        Effect.provideService(Named, [connection, "c"]),
+        Effect.provide(Epilogue.layer)
+      )
+      assert.deepStrictEqual(seen, [[[{ name: "a" }, 1], [connection, 1, "b"], [connection, "c"]]])
+    }))
+
+  it.effect("with no tracer, the client's own span makes no spans of intents; with one of the application's, they are", () =>
+    Effect.gen(function*() {
+      const client = yield* clientThatFails("none", Effect.die("never"))
+      const names: Array<string | undefined> = []
+      const see = Effect.map(
+        Effect.option(Effect.currentSpan),
+        (span) => void names.push(Option.getOrUndefined(Option.map(span, ({ name }) => name)))
+      )
+      const program = Epilogue.atomic(Epilogue.defer(see, { name: "a" }))
+      yield* Effect.provide(program, engineOf(client))
+      yield* Effect.provide(Effect.withSpan(program, "request"), engineOf(client))
+      yield* Effect.provide(
+        Epilogue.atomic(Effect.withSpan(Epilogue.defer(see, { name: "b" }), "sql.transaction", { root: true })),
+        Epilogue.layer
+      )
+      yield* Effect.provide(
+        Epilogue.atomic(Effect.withSpan(Epilogue.defer(see, { name: "c" }), "save")),
+        engineOf(client)
+      )
+      assert.deepStrictEqual(names, ["sql.transaction", "intent a", "intent b", "intent c"])
+    }))
+
+  it.effect("the defects of a transaction by hand name the intent, or the boundary", () =>
+    Effect.gen(function*() {
+      const client = yield* clientThatFails("none", Effect.die("never"))
+      const connection = yield* Effect.scoped(client.reserve)
+      const byHand = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+        effect.pipe(
+          Effect.provideService(client.transactionService, [connection, 0]),
+          Effect.provideService(SqlClient.SqlClient, client)
+        )
+      const registered = yield* Effect.exit(Epilogue.atomic(byHand(Epilogue.defer(Effect.void, { name: "receipt" }))))
+      assert.include(
+        defectOf(registered),
+        `Epilogue: intent "receipt" is in a SQL transaction whose fate cannot be known`
+      )
+      const opened = yield* Effect.exit(byHand(Epilogue.atomic(Epilogue.deferRollback(Effect.void))))
+      assert.include(defectOf(opened), "Epilogue: a boundary is in a SQL transaction whose fate cannot be known")
+    }).pipe(Effect.provide(Epilogue.layer)))
+})
+
+const defectOf = (exit: Exit.Exit<unknown, unknown>): string => {
+  assert(Exit.isFailure(exit))
+  const reason = exit.cause.reasons.find(Cause.isDieReason)
+  assert(reason !== undefined, `expected a defect: ${Cause.pretty(exit.cause)}`)
+  return String(reason.defect)
+}
