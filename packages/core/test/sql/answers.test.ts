@@ -95,9 +95,10 @@ describe("the answer to COMMIT", () => {
     Effect.gen(function*() {
       const client = yield* clientThatFails("COMMIT", Effect.die("broken driver"))
       const error = yield* Effect.flip(Effect.provide(Epilogue.atomic(Effect.void), engineOf(client)))
+      assert(error instanceof Epilogue.CommitError)
       assert.strictEqual(error.outcome, "unknown")
       assert.include(error.message, "The reason: broken driver")
-    }).pipe(Effect.orDie))
+    }))
 })
 
 describe("the answer to ROLLBACK", () => {
