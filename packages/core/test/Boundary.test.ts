@@ -2,7 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Cause, Data, Deferred, Effect, Exit, Fiber, Latch, Layer, Schedule } from "effect"
 import { TestClock } from "effect/testing"
 import { Epilogue } from "../src/index.ts"
-import { CapturedLogs, makeLog } from "./support.ts"
+import { CapturedLogs, defectOf, makeLog } from "./support.ts"
 
 class CardDeclined extends Data.TaggedError("CardDeclined") {
   override readonly message = "the card was declined"
@@ -951,10 +951,3 @@ describe("engines", () => {
       assert.deepStrictEqual(statuses, ["deferred", "committed", "committed"])
     }))
 })
-
-const defectOf = (exit: Exit.Exit<unknown, unknown>): string => {
-  assert(Exit.isFailure(exit))
-  const reason = exit.cause.reasons.find(Cause.isDieReason)
-  assert(reason !== undefined, `expected a defect: ${Cause.pretty(exit.cause)}`)
-  return String(reason.defect)
-}

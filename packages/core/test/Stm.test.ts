@@ -1,7 +1,7 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Deferred, Effect, Exit, Fiber, Latch, TxRef } from "effect"
+import { Deferred, Effect, Fiber, Latch, TxRef } from "effect"
 import { Epilogue, TestEpilogue } from "../src/index.ts"
-import { makeLog } from "./support.ts"
+import { defectOf, makeLog } from "./support.ts"
 
 /** Conflicts with whatever transaction has read `ref`. */
 const bump = (ref: TxRef.TxRef<number>) => TxRef.update(ref, (n) => n + 1)
@@ -333,10 +333,3 @@ describe("STM", () => {
       )
     }).pipe(Effect.provide(TestEpilogue.layer)))
 })
-
-const defectOf = (exit: Exit.Exit<unknown, unknown>): string => {
-  assert(Exit.isFailure(exit))
-  const reason = exit.cause.reasons.find(Cause.isDieReason)
-  assert(reason !== undefined, `expected a defect: ${Cause.pretty(exit.cause)}`)
-  return String(reason.defect)
-}

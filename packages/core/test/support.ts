@@ -1,5 +1,6 @@
+import { assert } from "@effect/vitest"
 import type { LogLevel } from "effect"
-import { Effect, Logger, References } from "effect"
+import { Cause, Effect, Exit, Logger, References } from "effect"
 
 /** Records what happened, in order. */
 export const makeLog = () => {
@@ -22,4 +23,12 @@ export class CapturedLogs {
       })
     })
   ])
+}
+
+/** The defect that an effect died of. */
+export const defectOf = (exit: Exit.Exit<unknown, unknown>): string => {
+  assert(Exit.isFailure(exit))
+  const reason = exit.cause.reasons.find(Cause.isDieReason)
+  assert(reason !== undefined, `expected a defect: ${Cause.pretty(exit.cause)}`)
+  return String(reason.defect)
 }

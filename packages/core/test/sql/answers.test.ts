@@ -6,7 +6,7 @@ import { SqlClient } from "effect/sql"
 import type { Connection } from "effect/sql/SqlConnection"
 import { ConnectionError, SerializationError, SqlError, type SqlErrorReason, UnknownError } from "effect/sql/SqlError"
 import { makeCompilerSqlite } from "effect/sql/Statement"
-import { CapturedLogs, makeLog } from "../support.ts"
+import { CapturedLogs, defectOf, makeLog } from "../support.ts"
 
 /** What a server cannot be made to answer on demand: each of these is an answer to one statement, given by hand. */
 const clientThatFails = (statement: string, failure: Effect.Effect<never, SqlError>) => {
@@ -238,10 +238,3 @@ describe("context", () => {
       assert.include(defectOf(opened), "Epilogue: a boundary is in a SQL transaction whose fate cannot be known")
     }).pipe(Effect.provide(Epilogue.layer)))
 })
-
-const defectOf = (exit: Exit.Exit<unknown, unknown>): string => {
-  assert(Exit.isFailure(exit))
-  const reason = exit.cause.reasons.find(Cause.isDieReason)
-  assert(reason !== undefined, `expected a defect: ${Cause.pretty(exit.cause)}`)
-  return String(reason.defect)
-}
