@@ -80,4 +80,6 @@ const sqlEpilogue: Contender = {
   run: atomic
 }
 
-export const all: ReadonlyArray<Contender> = [inline, array, epilogue, afterCommit, sqlEpilogue]
+export const inMemory: ReadonlyArray<Contender> = [inline, array, epilogue]
+export const inSql: ReadonlyArray<Contender> = [afterCommit, sqlEpilogue]
+export const all: ReadonlyArray<Contender> = [...inMemory, ...inSql]

@@ -78,12 +78,12 @@ export const make = ({ claims, memory, settings: { rounds, sizes, turn }, times 
   [
     `Node ${process.versions.node}, Effect ${getCurrentVersion()}, ${availableParallelism()} cores. ${rounds} rounds by turns after one to `
     + `warm up; a turn has as many boundaries as \`array\` does in ${turn} ms, at least one. Figures are medians (min..max). The SQL client is one that does nothing.`,
-    "Nanoseconds of this thread's processor time a boundary (not the wall clock; the collector's own threads are not in it):",
+    "Nanoseconds a boundary:",
     perSize(sizes, (contender, size) => {
       const { max, median, min } = Spread.of(times(contender, size))
       return `${count(median)} (${count(min)}..${count(max)})`
     }),
-    "Times `array`, each round by itself:",
+    "Times `array`, round by round:",
     perSize(
       sizes,
       (contender, size) => spread(Spread.ofRatios(times(contender, size), times(Contender.array, size)), 2)
