@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Epilogue, SqlEpilogue } from "@epilogue/core"
-import { Cause, Context, Data, Effect, Exit, Layer, Option, Stream } from "effect"
+import { Cause, Context, Data, Effect, Exit, Fiber, Latch, Layer, Option, Stream } from "effect"
 import { Reactivity } from "effect/reactivity"
 import { SqlClient } from "effect/sql"
 import type { Connection } from "effect/sql/SqlConnection"
@@ -218,6 +218,22 @@ describe("context", () => {
         engineOf(client)
       )
       assert.deepStrictEqual(names, ["sql.transaction", "intent a", "intent b", "intent c"])
+    }))
+
+  it.effect("law 10: of two transactions, the one that a fiber did not outlive is still waited for", () =>
+    Effect.gen(function*() {
+      const log = makeLog()
+      const one = yield* clientThatFails("none", Effect.die("never"))
+      const other = yield* clientThatFails("none", Effect.die("never"))
+      const gate = yield* Latch.make()
+      const program = Epilogue.atomic(Epilogue.defer(log.add("ran")))
+      yield* other.withTransaction(Effect.gen(function*() {
+        const fiber = yield* one.withTransaction(Effect.forkDetach(Effect.andThen(gate.await, program)))
+        yield* gate.open
+        yield* Fiber.join(fiber)
+        yield* log.add("before COMMIT")
+      })).pipe(Effect.provide(engineOf(one)))
+      assert.deepStrictEqual(log.lines, ["before COMMIT", "ran"])
     }))
 
   it.effect("the defects of a transaction by hand name the intent, or the boundary", () =>

@@ -2,9 +2,10 @@
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
 import { Epilogue, SqlEpilogue } from "@epilogue/core"
-import { Cause, Context, Deferred, Effect, Exit, Fiber, Latch } from "effect"
+import { Context, Deferred, Effect, Exit, Fiber, Latch } from "effect"
 import { Reactivity } from "effect/reactivity"
 import { SqlClient } from "effect/sql"
+import { defectOf } from "../support.ts"
 import { inMode, layerThings, modes, owning, plain, Things } from "./Postgres.ts"
 
 const rolledBack = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
@@ -13,11 +14,6 @@ const rolledBack = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   )
 const released = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   SqlClient.SqlClient.use((sql) => sql.withTransaction(effect))
-
-const defectOf = <A, E>(exit: Exit.Exit<A, E>): string =>
-  Exit.isFailure(exit) && Cause.hasDies(exit.cause)
-    ? String(Cause.squash(exit.cause))
-    : assert.fail(`no defect: ${String(exit)}`)
 
 it.layer(layerThings)("transactions", (it) => {
   for (const mode of [...modes, plain]) {
