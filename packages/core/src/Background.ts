@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import * as Semaphore from "effect/Semaphore"
 import type { Committed } from "./Committed.ts"
 import { type Engine, type EngineOptions, Epilogue, make, tellFailure } from "./Engine.ts"
+import { type Handled, typedIn } from "./InProcess.ts"
 import * as Metrics from "./Metrics.ts"
 
 /**
@@ -19,7 +20,9 @@ import * as Metrics from "./Metrics.ts"
  * @category models
  * @since 0.1.0
  */
-export interface BackgroundOptions extends EngineOptions {
+export interface BackgroundOptions<Intents extends ReadonlyArray<Handled> = []> extends EngineOptions {
+  /** The typed intents that it handles, as `layerWith` does. Defaults to none. */
+  readonly intents?: Intents | undefined
   /** How many epilogues run at once; the others wait. Defaults to `"unbounded"`. */
   readonly concurrency?: number | "unbounded" | undefined
   /**
@@ -46,7 +49,9 @@ export interface BackgroundOptions extends EngineOptions {
  * @category layers
  * @since 0.1.0
  */
-export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Epilogue> =>
+export const layerBackground = <const Intents extends ReadonlyArray<Handled> = []>(
+  options: BackgroundOptions<Intents> = {}
+): Layer.Layer<Epilogue, never, Intents[number]["~handler"]> =>
   Layer.effect(
     Epilogue,
     Effect.gen(function*() {
@@ -96,6 +101,7 @@ export const layerBackground = (options: BackgroundOptions = {}): Layer.Layer<Ep
           )
         })
 
-      return make({ commit, onFailure: options.onFailure })
+      const typed = options.intents === undefined ? undefined : yield* typedIn(options.intents)
+      return make({ commit, onFailure: options.onFailure, typed })
     })
   )

@@ -14,7 +14,7 @@ import { type Engine, Epilogue } from "./Engine.ts"
 import * as Sql from "./internal/sql.ts"
 import * as Stm from "./internal/stm.ts"
 import * as Metrics from "./Metrics.ts"
-import { type CommitError, EpilogueError, type Failure, type Outcome } from "./Outcome.ts"
+import { CommitError, EpilogueError, type Failure, type Outcome } from "./Outcome.ts"
 
 /**
  * Options of `atomicWith` and `reportWith`.
@@ -130,6 +130,13 @@ const discard = (queue: Queue, cause: Cause.Cause<unknown>): Effect.Effect<void>
   return ended === undefined ? run : Effect.andThen(ended, run)
 }
 
+const acrossDatabases = Effect.die(
+  new Error(
+    "Epilogue: a boundary has typed intents, and is inside a transaction of another database than that of its store, "
+      + "whose COMMIT the store can't wait for. Open that transaction inside the boundary."
+  )
+)
+
 /** An outermost boundary. */
 class Boundary {
   private readonly engine: Engine
@@ -165,7 +172,7 @@ class Boundary {
   }
 
   /** Runs the core with its queue. */
-  private collect<A, E, R>(core: Effect.Effect<A, E, R>): Effect.Effect<A, E, Exclude<R, Deferred>> {
+  private collect<A, E, R>(core: Effect.Effect<A, E, R>): Effect.Effect<A, E | CommitError, Exclude<R, Deferred>> {
     const { ignoresTransactions, transact } = this.engine
     const body = Effect.updateContext(core, (context: Context.Context<Exclude<R, Deferred>>) => {
       const inside = ignoresTransactions ? Sql.detach(context) : context
@@ -182,14 +189,34 @@ class Boundary {
   }
 
   /** The core has succeeded: what it registered is settled, but for the SQL transactions that are open. */
-  private seal(): Effect.Effect<void> {
+  private seal(): Effect.Effect<void, CommitError> {
     return Effect.withFiber((fiber) =>
       Effect.flatMap(this.queue.end() ?? Effect.void, () => {
         this.committed = this.commit()
-        if (this.committed.isEmpty && !this.queue.hasHooks) return Effect.void
-        return Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
+        if (this.committed.isEmpty && !this.queue.hasHooks) return this.append(this.committed)
+        return Effect.andThen(
+          this.append(this.committed),
+          Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
+        )
       })
     )
+  }
+
+  /** Stores the typed intents in the transaction of the boundary, just before its `COMMIT`. */
+  private append(committed: Committed): Effect.Effect<void, CommitError> {
+    const { client, typed } = this.engine
+    if (typed?.isTransactional !== true) return Effect.void
+    const foreign = Sql.openIn(this.context).some(({ key }) => key.key !== client?.transactionService.key)
+    if (foreign && committed.hasTyped) return acrossDatabases
+    return Effect.mapError(committed.append(typed), (cause) =>
+      new CommitError({
+        cause,
+        outcome: "discarded",
+        message: "The typed intents of the boundary could not be stored, so its transaction was rolled back, and no "
+          + `intent has run. It is safe to run the program again. The reason: ${
+            cause instanceof Error ? cause.message : String(cause)
+          }`
+      }))
   }
 
   private awaitCommit(transaction: Sql.Open): Effect.Effect<void> {
@@ -224,7 +251,10 @@ class Boundary {
     const committed = this.committed ??= this.commit()
     if (this.waiting > 0) {
       this.isPostponed = true
-      if (this.report !== undefined) this.report.outcomes = committed.outcomes
+      // What was stored is in a transaction that may still roll back.
+      if (this.report !== undefined) {
+        this.report.outcomes = committed.outcomes.map(({ intent }) => ({ _tag: "Postponed", intent }))
+      }
       return undefined
     }
     committed.settle()

@@ -8,11 +8,13 @@ import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as MutableRef from "effect/MutableRef"
 import * as Ref from "effect/Ref"
 import type { SqlClient } from "effect/sql/SqlClient"
 import * as TxRef from "effect/TxRef"
+import type { Appended, Definition, Envelope, Typed } from "./Envelope.ts"
 import * as Sql from "./internal/sql.ts"
 import * as Stm from "./internal/stm.ts"
 import type { CommitError, Intent } from "./Outcome.ts"
@@ -44,13 +46,23 @@ export class Registered {
   readonly effect: Effect.Effect<unknown, unknown>
   readonly context: Context.Context<never>
   readonly options: DeferOptions
+  /** What a store gets of it, if it is a typed one. */
+  readonly envelope: Envelope | undefined
+  /** What the store answered. */
+  appended: Appended | undefined = undefined
   /** The transactions that it depends on; most intents depend on none. */
   fate: Fate | undefined = undefined
 
-  constructor(effect: Effect.Effect<unknown, unknown>, context: Context.Context<never>, options: DeferOptions) {
+  constructor(
+    effect: Effect.Effect<unknown, unknown>,
+    context: Context.Context<never>,
+    options: DeferOptions,
+    envelope?: Envelope
+  ) {
     this.effect = effect
     this.context = context
     this.options = options
+    this.envelope = envelope
   }
 
   get name(): string {
@@ -81,6 +93,8 @@ interface Fate {
   readonly attempt: Stm.Attempt | undefined
   /** How many SQL transactions still have to commit before it may run. */
   pending: number
+  /** The mark of the savepoint that it was registered in, which is gone if that rolls back. */
+  mark: string | undefined
   /** What to do when the last of them commits after the boundary was settled. */
   late: Effect.Effect<void> | undefined
 }
@@ -105,6 +119,8 @@ export interface Host {
   readonly observe?: Observe | undefined
   /** Runs the core of a boundary in a transaction of the engine's own, or of a savepoint in a savepoint of it. */
   readonly transact?: Transact | undefined
+  /** What it does with typed intents. Without it, they are refused where they are deferred. */
+  readonly typed?: Typed | undefined
   /** Runs an intent whose SQL transaction committed after its boundary had been settled. */
   readonly late: (registered: Registered) => Effect.Effect<void>
 }
@@ -167,6 +183,8 @@ export class Queue {
   hasFates = false
   hasSpans = false
   private open: TxRef.TxRef<boolean> | undefined = undefined
+  /** The marks of the savepoints that typed intents were registered in. */
+  private marks: WeakMap<object, string> | undefined = undefined
   private attempt: Stm.Attempt | undefined = undefined
   /** The last context seen to hold no transaction. Most intents of a boundary share one context. */
   private plain: Context.Context<never> | undefined = undefined
@@ -193,6 +211,29 @@ export class Queue {
     return Effect.void
   }
 
+  /** Adds a typed intent, unless the engine refuses it. */
+  registerTyped(
+    envelope: Envelope,
+    definition: Definition,
+    payload: unknown,
+    fiber: Fiber.Fiber<unknown, unknown>
+  ): Effect.Effect<void> {
+    const { typed } = this.host
+    const refused = typed === undefined ? noHandler : typed.refuse(envelope, definition)
+    if (refused !== undefined) return refuse(envelope.tag, refused)
+    const shown = typed?.show?.(envelope, definition)
+    if (shown !== undefined && Exit.isFailure(shown)) {
+      return refuse(envelope.tag, "what its schema encodes, it does not decode", shown)
+    }
+    const registered: Registered = new Registered(
+      Effect.suspend(() => perform(typed!, registered)),
+      fiber.context,
+      { name: envelope.tag, payload: shown === undefined ? payload : shown.value },
+      envelope
+    )
+    return this.register(registered, fiber)
+  }
+
   private registerInTransaction(
     registered: Registered,
     inSql: boolean,
@@ -202,7 +243,7 @@ export class Queue {
       // It may have ended meanwhile.
       if (!this.isOpen) return ended(`intent "${registered.name}"`)
       const attempt = isActive ? this.root.attemptOf(Stm.inContext(registered.context)!) : undefined
-      const fate: Fate = { attempt, pending: 0, late: undefined }
+      const fate: Fate = { attempt, pending: 0, mark: undefined, late: undefined }
       registered.fate = fate
       this.hasFates = true
       this.push(registered)
@@ -223,18 +264,39 @@ export class Queue {
   private awaitCommit(registered: Registered, fate: Fate): Effect.Effect<void> {
     const others = Sql.openIn(registered.context).filter(({ level }) => !this.owns.includes(level))
     fate.pending = others.length
+    const marked = registered.envelope === undefined ? Effect.void : this.mark(registered.envelope, fate, others)
     const committed = Effect.suspend(() => --fate.pending === 0 && fate.late !== undefined ? fate.late : Effect.void)
-    return Effect.forEach(
-      others,
-      (open) =>
-        Effect.map(
-          Sql.afterCommit(open, this.host.client, `intent "${registered.name}"`, committed),
-          (isWaiting) => {
-            if (!isWaiting) fate.pending--
-          }
-        ),
-      { discard: true }
+    return Effect.andThen(
+      marked,
+      Effect.forEach(
+        others,
+        (open) =>
+          Effect.map(
+            Sql.afterCommit(open, this.host.client, `intent "${registered.name}"`, committed),
+            (isWaiting) => {
+              if (!isWaiting) fate.pending--
+            }
+          ),
+        { discard: true }
+      )
     )
+  }
+
+  /**
+   * Whether a savepoint was released is known only after the `COMMIT`, and a typed intent is stored before it. So the
+   * savepoint gets a mark in the database, which is gone if it rolls back.
+   */
+  private mark(envelope: Envelope, fate: Fate, others: ReadonlyArray<Sql.Open>): Effect.Effect<void> {
+    const { client, typed } = this.host
+    const mark = typed?.mark
+    const savepoint = others.find(({ key }) => key.key === client?.transactionService.key)?.level
+    if (mark === undefined || savepoint === undefined) return Effect.void
+    this.root.marks ??= new WeakMap()
+    const known = this.root.marks.get(savepoint)
+    fate.mark = known ?? envelope.id
+    if (known !== undefined) return Effect.void
+    this.root.marks.set(savepoint, envelope.id)
+    return Effect.orDie(mark(envelope.id))
   }
 
   private push(registered: Registered): void {
@@ -366,6 +428,21 @@ export const lastByKey = (registered: Iterable<Registered>): Map<string, Registe
 
 export const isLast = (last: ReadonlyMap<string, Registered>, registered: Registered): boolean =>
   registered.key === undefined || last.get(registered.key) === registered
+
+const noHandler =
+  "this engine has no handler for it. Provide `Epilogue.layerWith` with the intent to handle it in this "
+  + "process, or `Outbox.layer` to store it"
+
+const refuse = (tag: string, why: string, cause?: unknown): Effect.Effect<never> =>
+  Effect.die(new Error(`Epilogue: intent "${tag}" can't be deferred here: ${why}.`, { cause }))
+
+/** What a typed intent does in its epilogue. */
+const perform = (typed: Typed, registered: Registered): Effect.Effect<unknown, unknown> =>
+  typed.append === undefined
+    ? typed.perform!(registered.envelope!)
+    : Effect.map(typed.append([registered.envelope!]), ([appended]) => {
+      registered.appended = appended
+    })
 
 const ended = (what: string): Effect.Effect<never> =>
   Effect.die(

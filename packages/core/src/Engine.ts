@@ -57,6 +57,7 @@ export class Epilogue extends Context.Service<Epilogue, Engine>()("@epilogue/cor
  *   it later calls `tell` afterwards.
  * - `transact` runs the core of each outermost boundary, and of savepoints inside it, in a transaction.
  * - `client` is the `SqlClient` that `transact` uses.
+ * - `typed` says what becomes of typed intents. Without it, they are refused.
  * - `observe` hears of each intent: `"deferred"` when it registers, then `"committed"` or `"discarded"`.
  * - `ignoresTransactions` makes a boundary inside a SQL transaction commit at its own end.
  *
@@ -69,6 +70,7 @@ export const make = (
     readonly transact?: Host["transact"]
     readonly client?: Host["client"]
     readonly observe?: Host["observe"]
+    readonly typed?: Host["typed"]
     readonly ignoresTransactions?: boolean | undefined
   } = {}
 ): Epilogue["Service"] => {

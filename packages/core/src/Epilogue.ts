@@ -43,6 +43,7 @@ export type { BoundaryOptions } from "./Boundary.ts"
 export type { Committed, RunOptions } from "./Committed.ts"
 export { type DeferOptions, Deferred, type Observe, type Registered, type Transact } from "./Deferred.ts"
 export { type Engine, type EngineOptions, Epilogue, layer, layerOptions, make } from "./Engine.ts"
+export { type Handled, layerWith, layerWithOptions } from "./InProcess.ts"
 export {
   CommitError,
   EpilogueError,

@@ -15,3 +15,45 @@ export const boundariesDiscarded = counter("epilogue.boundaries", "discarded")
 export const intentsSucceeded = counter("epilogue.intents", "succeeded")
 export const intentsFailed = counter("epilogue.intents", "failed")
 export const intentsSkipped = counter("epilogue.intents", "skipped")
+
+const seconds = Metric.boundariesFromIterable([
+  0.005,
+  0.01,
+  0.025,
+  0.05,
+  0.075,
+  0.1,
+  0.25,
+  0.5,
+  0.75,
+  1,
+  2.5,
+  5,
+  7.5,
+  10
+])
+
+const ofTag = (tag: string) => {
+  const attributes = { "messaging.destination.name": tag }
+  const deliveries = (outcome: string) =>
+    Metric.counter("epilogue.deliveries", { incremental: true, attributes: { ...attributes, outcome } })
+  return {
+    /** Deliveries that ended, by the attribute `outcome`. */
+    succeeded: deliveries("succeeded"),
+    failed: deliveries("failed"),
+    snoozed: deliveries("snoozed"),
+    dead: deliveries("dead"),
+    undecodable: deliveries("undecodable"),
+    lost: deliveries("lost"),
+    /** Deliveries under way. */
+    inFlight: Metric.gauge("epilogue.deliveries.in_flight", { attributes }),
+    /** Seconds from the commit of an intent until its delivery succeeded. */
+    delivery: Metric.histogram("epilogue.delivery.duration", { attributes, boundaries: seconds }),
+    /** Seconds that its handler took, whatever came of it. */
+    handler: Metric.histogram("messaging.process.duration", { attributes, boundaries: seconds })
+  }
+}
+
+/** What is measured of the intents of one tag. */
+export type OfTag = ReturnType<typeof ofTag>
+export const forTag: (tag: string) => OfTag = ofTag

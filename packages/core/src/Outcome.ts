@@ -40,7 +40,8 @@ export interface Failure {
  *
  * - `Ran`: it ran; `exit` says how it ended.
  * - `Skipped`: it never runs, because an earlier one failed in mode `"stop"` or a drain timed out.
- * - `Enqueued`: a durable store holds it under `id`.
+ * - `Enqueued`: a store holds it under `id`. If it is a `duplicate`, nothing was added: `id` is that of the first one with
+ *   its idempotency key.
  * - `Postponed`: it runs later: after an outer transaction commits, or in the background.
  *
  * @category models
@@ -49,7 +50,7 @@ export interface Failure {
 export type Outcome =
   | { readonly _tag: "Ran"; readonly intent: Intent; readonly exit: Exit.Exit<unknown, unknown> }
   | { readonly _tag: "Skipped"; readonly intent: Intent }
-  | { readonly _tag: "Enqueued"; readonly intent: Intent; readonly id: string }
+  | { readonly _tag: "Enqueued"; readonly intent: Intent; readonly id: string; readonly duplicate?: true }
   | { readonly _tag: "Postponed"; readonly intent: Intent }
 
 /**

@@ -3,17 +3,11 @@
  *
  * @since 0.1.0
  */
-import * as Cause from "effect/Cause"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import { hasProperty } from "effect/Predicate"
 import * as SqlClient from "effect/sql/SqlClient"
-import { isSqlError } from "effect/sql/SqlError"
-import type { Transact } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
-import { CommitError } from "./Outcome.ts"
+import { transactWith } from "./SqlTransaction.ts"
 
 /**
  * Like `layer`, with options.
@@ -46,67 +40,3 @@ export const layerOptions = (options?: EngineOptions): Layer.Layer<Epilogue, nev
  * @since 0.1.0
  */
 export const layer: Layer.Layer<Epilogue, never, SqlClient.SqlClient> = layerOptions()
-
-type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-
-const transactWith =
-  (client: SqlClient.SqlClient): Transact => <A, E, R>(core: Effect.Effect<A, E, R>, restore: Restore) =>
-    Effect.withFiber<A, E | CommitError, R>((fiber) => {
-      let ended: Exit.Exit<A, E> | undefined
-      let isCommitted = false
-      const body = Effect.onExitPrimitive(core, (exit) => {
-        ended = exit
-        return Exit.isSuccess(exit) ? client.afterCommit(Effect.sync(() => void (isCommitted = true))) : undefined
-      })
-      // A savepoint waits for no connection, so nothing has to be able to interrupt it on its way in or out.
-      const isNested = Context.getOrUndefined(fiber.context, client.transactionService) !== undefined
-      const transaction = isNested ? client.withTransaction(restore(body)) : restore(client.withTransaction(body))
-      return Effect.catchCause(transaction, (cause): Effect.Effect<A, E | CommitError> => {
-        if (ended !== undefined && (Exit.isFailure(ended) || isCommitted)) {
-          return Effect.andThen(warn(cause, ended), ended)
-        }
-        // Interrupted while it waited for a connection, or at the very end of the core: `COMMIT` was not sent.
-        if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
-        const error = Cause.squash(cause)
-        const outcome = ended === undefined || isProofOfAbort(error) ? "discarded" : "unknown"
-        return Effect.fail(new CommitError({ cause: error, outcome, message: `${advice[outcome]} ${reasonOf(error)}` }))
-      })
-    })
-
-const advice: { readonly [Outcome in CommitError["outcome"]]: string } = {
-  discarded: "The transaction did not commit, and no intent has run. It is safe to run the program again.",
-  unknown: "It is not known whether the transaction committed. No intent has run. Look for its rows before you run the "
-    + "program again."
-}
-
-/** What the database said, which the driver keeps below its own words. */
-const reasonOf = (error: unknown): string => {
-  const cause = isSqlError(error) ? error.reason.cause : error
-  return `The reason: ${cause instanceof Error ? cause.message : String(error)}`
-}
-
-/** What went wrong after the core had failed, or after `COMMIT`, changes nothing; but it is not kept quiet. */
-const warn = (cause: Cause.Cause<unknown>, ended: Exit.Exit<unknown, unknown>): Effect.Effect<void> => {
-  const known = Exit.isFailure(ended) ? ended.cause.reasons : []
-  const rest = cause.reasons.filter((reason) => !Cause.isInterruptReason(reason) && !known.includes(reason))
-  return rest.length === 0
-    ? Effect.void
-    : Effect.logWarning(
-      Exit.isFailure(ended)
-        ? "ROLLBACK failed after the core of a boundary had failed; the database discards the transaction by itself"
-        : "The connection could not be released after COMMIT",
-      Cause.fromReasons(rest)
-    )
-}
-
-/**
- * Only an error or a `ROLLBACK` that the server answered to `COMMIT` proves that nothing is committed. A connection that
- * breaks, or a server that shuts down (SQLSTATE classes 08 and 57P), proves nothing.
- */
-const isProofOfAbort = (error: unknown): boolean => {
-  if (!isSqlError(error) || error.reason._tag === "ConnectionError") return false
-  const { cause, operation } = error.reason
-  const code = hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : ""
-  // The driver has no SQLSTATE for a `COMMIT` that the server answered with `ROLLBACK`, but its own operation.
-  return operation === "commit" || (/^[0-9FHPX][0-9A-Z]{4}$/.test(code) && !/^(08|57P)/.test(code))
-}

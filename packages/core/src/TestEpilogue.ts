@@ -9,6 +9,8 @@ import * as Layer from "effect/Layer"
 import type { Committed } from "./Committed.ts"
 import { Deferred, Queue, type Registered } from "./Deferred.ts"
 import { Epilogue, make } from "./Engine.ts"
+import { show } from "./InProcess.ts"
+import type { PayloadSchema } from "./Intent.ts"
 import type { Intent, Outcome } from "./Outcome.ts"
 
 /**
@@ -33,6 +35,7 @@ export interface Collected extends Intent {
  */
 export class TestEpilogue extends Context.Service<TestEpilogue, {
   readonly intents: Effect.Effect<ReadonlyArray<Collected>>
+  readonly payloads: (tag: string) => Effect.Effect<ReadonlyArray<unknown>>
   readonly run: Effect.Effect<ReadonlyArray<Outcome>>
   readonly reset: Effect.Effect<void>
 }>()("@epilogue/core/TestEpilogue") {}
@@ -61,7 +64,12 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
       if (status === "replaced") collected.delete(registered)
       else collected.set(registered, { queue: collected.get(registered)?.queue ?? queue, status })
     },
-    ignoresTransactions: true
+    ignoresTransactions: true,
+    typed: {
+      refuse: () => undefined,
+      show,
+      append: (envelopes) => Effect.succeed(envelopes.map(({ id }) => ({ id, duplicate: false })))
+    }
   })
   const outside = new Queue("test", engine, undefined)
 
@@ -75,6 +83,12 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
         .filter((entry) => !isReplaced(...entry))
         .map(([{ intent: { name, payload } }, { status }]) => ({ name, payload, status }))
     ),
+    payloads: (tag) =>
+      Effect.sync(() =>
+        Array.from(collected).flatMap(([{ envelope, intent }, { status }]) =>
+          envelope?.tag === tag && status === "committed" ? [intent.payload] : []
+        )
+      ),
     run: Effect.suspend(() => {
       const epilogues = committed
       committed = []
@@ -107,8 +121,22 @@ export const intents: Effect.Effect<ReadonlyArray<Collected>, never, TestEpilogu
 )
 
 /**
- * Runs the intents that have committed and have not run yet, as `Epilogue.layer` would have, and answers with their
- * outcomes. Those of an `atomic` inside an intent are collected again.
+ * The payloads of one typed intent that have committed, in order of registration. They have been encoded and decoded
+ * once, so that a test finds what would not survive a store.
+ *
+ * @category accessors
+ * @since 0.1.0
+ */
+export const payloads = <S extends PayloadSchema>(
+  intent: { readonly _tag: string; readonly payloadSchema: S }
+): Effect.Effect<ReadonlyArray<S["Type"]>, never, TestEpilogue> =>
+  // Its own schema has decoded them.
+  TestEpilogue.use((self) => self.payloads(intent._tag)) as Effect.Effect<ReadonlyArray<S["Type"]>, never, TestEpilogue>
+
+/**
+ * Runs the closures that have committed and have not run yet, as `Epilogue.layer` would have, and answers with the
+ * outcomes of all that has committed. Those of an `atomic` inside an intent are collected again. Typed intents are not
+ * handled: their outcome is `Enqueued`.
  *
  * @category accessors
  * @since 0.1.0

@@ -1,0 +1,291 @@
+/**
+ * One attempt to deliver: from what was claimed to how it is settled.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as HttpTraceContext from "effect/http/HttpTraceContext"
+import * as Option from "effect/Option"
+import * as Pull from "effect/Pull"
+import * as Schedule from "effect/Schedule"
+import * as Tracer from "effect/Tracer"
+import { isTraced } from "./Deferred.ts"
+import { Delivery, handleBatch, type HandlerService } from "./Handler.ts"
+import { type Any, Rejected, Snoozed } from "./Intent.ts"
+import type { OfTag } from "./Metrics.ts"
+import type { Claimed, Settlement } from "./OutboxStore.ts"
+
+/** A typed intent that a worker delivers. */
+export interface Known {
+  readonly intent: Any
+  readonly handler: HandlerService
+  readonly metrics: OfTag
+}
+
+/** What came of a handler. One that is transactional has settled its delivery itself, or has lost it. */
+export type Handled = Exit.Exit<unknown, unknown> | "settled" | "lost"
+
+/** Runs what a handler does with a delivery, in the handler's context. */
+export type Handle = (
+  handler: HandlerService,
+  claimed: Claimed,
+  handled: Effect.Effect<unknown, unknown>
+) => Effect.Effect<Handled>
+
+/** How long an unreadable payload is put off, in terms of the grace that it has. */
+const looksPerGrace = 20
+
+/** Attempts one delivery. Answers with how to settle it, or `undefined` if it is settled, or lost. */
+export const attemptOne = (
+  { handler, intent, metrics }: Known & { readonly handler: { readonly _tag: "Single" } },
+  claimed: Claimed,
+  grace: Duration.Duration,
+  handle: Handle
+): Effect.Effect<Settlement | undefined> => {
+  const payload = intent.decode(claimed.payload, claimed.version)
+  if (Exit.isFailure(payload)) return unreadable(claimed, payload.cause, grace, metrics)
+  const delivery = deliveryOf(claimed, payload.value)
+  return Effect.withFiber((fiber) => {
+    const handled = limit(Effect.suspend(() => handler.handle(payload.value, delivery)), intent)
+    const traced = isTraced(fiber, false) ? trace(handled, [claimed], delivery.attempt) : handled
+    return measured(
+      Effect.setContext(handle(handler, claimed, traced), contextOf(fiber, handler)),
+      metrics,
+      1,
+      (handled): Effect.Effect<Settlement | undefined> => {
+        if (handled === "lost") {
+          metrics.lost.updateUnsafe(1, fiber.context)
+          return Effect.undefined
+        }
+        return handled === "settled"
+          ? Effect.as(settle(claimed, Exit.void, intent, metrics), undefined)
+          : settle(claimed, handled, intent, metrics)
+      }
+    )
+  })
+}
+
+/** Attempts a batch of one intent. Answers with how to settle each. */
+export const attemptBatch = (
+  { handler, intent, metrics }: Known & { readonly handler: { readonly _tag: "Batched" } },
+  batch: ReadonlyArray<Claimed>,
+  grace: Duration.Duration
+): Effect.Effect<ReadonlyArray<Settlement>> =>
+  Effect.withFiber((fiber) => {
+    const readable: Array<Claimed> = []
+    const deliveries: Array<Delivery> = []
+    const rest: Array<Effect.Effect<Settlement>> = []
+    for (const claimed of batch) {
+      const payload = intent.decode(claimed.payload, claimed.version)
+      if (Exit.isFailure(payload)) {
+        rest.push(unreadable(claimed, payload.cause, grace, metrics))
+      } else {
+        readable.push(claimed)
+        deliveries.push(deliveryOf(claimed, payload.value))
+      }
+    }
+    if (readable.length === 0) return Effect.all(rest)
+    const handled = Effect.setContext(limit(handleBatch(handler, deliveries), intent), contextOf(fiber, handler))
+    const traced = isTraced(fiber, false) ? trace(handled, readable) : handled
+    return measured(Effect.exit(traced), metrics, readable.length, (exit) =>
+      Effect.all([
+        ...readable.map((claimed, index) =>
+          settle(claimed, Exit.isFailure(exit) ? exit : exit.value[index]!, intent, metrics)
+        ),
+        ...rest
+      ]))
+  })
+
+const deliveryOf = ({ crashes, enqueuedAt, failures, id }: Claimed, payload: unknown): Delivery =>
+  new Delivery(payload, id, failures + 1, crashes, enqueuedAt)
+
+const limit = <A, E>(
+  effect: Effect.Effect<A, E>,
+  { policy: { timeout } }: Any
+): Effect.Effect<A, E | Cause.TimeoutError> =>
+  timeout === undefined ? effect : Effect.timeoutOrElse(effect, {
+    duration: timeout,
+    orElse: () => Effect.fail(new Cause.TimeoutError(`The handler did not end within ${Duration.format(timeout)}`))
+  })
+
+/** A handler runs with the services that its layer was built with, and the span of its delivery. */
+const contextOf = (fiber: Fiber.Fiber<unknown, unknown>, { context }: HandlerService): Context.Context<never> => {
+  const span = fiber.cache.span
+  return span === undefined ? context : Context.add(context, Tracer.ParentSpan, span)
+}
+
+/** The span of a delivery links to those that deferred its intents, which are long over in another process. */
+const trace = <A, E>(
+  handled: Effect.Effect<A, E>,
+  batch: ReadonlyArray<Claimed>,
+  attempt?: number
+): Effect.Effect<A, E> => {
+  const { tag } = batch[0]!
+  return Effect.withSpan(handled, `process ${tag}`, {
+    kind: "consumer",
+    links: batch.flatMap(({ traceparent }) =>
+      traceparent === undefined
+        ? []
+        : Option.toArray(HttpTraceContext.w3c({ traceparent } as never)).map((span) => ({ span, attributes: {} }))
+    ),
+    attributes: {
+      "messaging.operation.name": "process",
+      "messaging.destination.name": tag,
+      ...(attempt === undefined
+        ? { "messaging.batch.message_count": batch.length }
+        : { "messaging.message.id": batch[0]!.id, "epilogue.attempt": attempt })
+    },
+    captureStackTrace: false
+  })
+}
+
+const measured = <A, B>(
+  handled: Effect.Effect<A>,
+  metrics: OfTag,
+  deliveries: number,
+  then: (exit: A) => Effect.Effect<B>
+): Effect.Effect<B> =>
+  Effect.withFiber((fiber) => {
+    const clock = fiber.getRef(Clock.Clock)
+    const start = clock.monotonicTimeNanosUnsafe()
+    metrics.inFlight.modifyUnsafe(deliveries, fiber.context)
+    return Effect.flatMap(
+      Effect.onExitPrimitive(handled, () => {
+        metrics.inFlight.modifyUnsafe(-deliveries, fiber.context)
+        metrics.handler.updateUnsafe(Number(clock.monotonicTimeNanosUnsafe() - start) / 1e9, fiber.context)
+        return undefined
+      }),
+      then
+    )
+  })
+
+const settle = (
+  claimed: Claimed,
+  exit: Exit.Exit<unknown, unknown>,
+  intent: Any,
+  metrics: OfTag
+): Effect.Effect<Settlement> =>
+  Effect.withFiber((fiber) => {
+    if (Exit.isSuccess(exit)) {
+      metrics.succeeded.updateUnsafe(1, fiber.context)
+      const now = fiber.getRef(Clock.Clock).currentTimeMillisUnsafe()
+      metrics.delivery.updateUnsafe(Math.max(0, now - claimed.enqueuedAt) / 1000, fiber.context)
+      return Effect.succeed<Settlement>({ _tag: "Succeeded", claimed })
+    }
+    const error = Cause.squash(exit.cause)
+    if (error instanceof Snoozed) {
+      metrics.snoozed.updateUnsafe(1, fiber.context)
+      return Effect.succeed<Settlement>({ _tag: "Snoozed", claimed, delay: Duration.toMillis(error.duration) })
+    }
+    metrics.failed.updateUnsafe(1, fiber.context)
+    if (error instanceof Rejected) return bury(claimed, "rejected", exit.cause, metrics)
+    const { maxAttempts, retry } = intent.policy
+    const attempt = claimed.failures + 1
+    if (attempt >= maxAttempts) return bury(claimed, "exhausted", exit.cause, metrics)
+    return Effect.flatMap(delayAfter(retry, attempt), (delay) =>
+      delay === undefined
+        ? bury(claimed, "exhausted", exit.cause, metrics)
+        : Effect.as(
+          Effect.logWarning(
+            `Intent "${claimed.tag}" failed at attempt ${attempt} of ${maxAttempts}; it is tried again in ${
+              Duration.format(Duration.millis(delay))
+            }`,
+            exit.cause
+          ).pipe(Effect.annotateLogs(annotations(claimed))),
+          { _tag: "Failed", claimed, delay, failure: describe(exit.cause) }
+        ))
+  })
+
+const bury = (
+  claimed: Claimed,
+  reason: (Settlement & { readonly _tag: "Dead" })["reason"],
+  cause: Cause.Cause<unknown>,
+  metrics: OfTag
+): Effect.Effect<Settlement> =>
+  Effect.withFiber((fiber) => {
+    metrics.dead.updateUnsafe(1, fiber.context)
+    return Effect.as(
+      Effect.logError(`Intent "${claimed.tag}" is a dead letter: ${deaths[reason]}`, cause).pipe(
+        Effect.annotateLogs(annotations(claimed))
+      ),
+      { _tag: "Dead", claimed, reason, failure: describe(cause) }
+    )
+  })
+
+const deaths = {
+  exhausted: "no attempts are left",
+  rejected: "its handler rejected it",
+  undecodable: "no worker could read its payload"
+}
+
+const annotations = ({ id, tag }: Claimed) => ({ "epilogue.intent": tag, "epilogue.id": id })
+
+/** In a rolling deploy, a payload that is not readable here may be so for a newer worker. */
+const unreadable = (
+  claimed: Claimed,
+  cause: Cause.Cause<unknown>,
+  grace: Duration.Duration,
+  metrics: OfTag
+): Effect.Effect<Settlement> => {
+  const left = Duration.toMillis(grace) - (claimed.undecodableFor ?? 0)
+  if (left <= 0) return bury(claimed, "undecodable", cause, metrics)
+  return Effect.withFiber((fiber) => {
+    metrics.undecodable.updateUnsafe(1, fiber.context)
+    return Effect.as(
+      Effect.logWarning(
+        `The payload of intent "${claimed.tag}" could not be read, so it is put off. In ${
+          Duration.format(Duration.millis(left))
+        } it is a dead letter`,
+        cause
+      ).pipe(Effect.annotateLogs(annotations(claimed))),
+      {
+        _tag: "Undecodable",
+        claimed,
+        delay: Math.min(left, Math.ceil(Duration.toMillis(grace) / looksPerGrace)),
+        failure: describe(cause)
+      }
+    )
+  })
+}
+
+/** How much of a failure is kept with an intent. */
+const failureSize = 8192
+
+const describe = (cause: Cause.Cause<unknown>): string => Cause.pretty(cause).slice(0, failureSize)
+
+/**
+ * How long to wait after a number of failures, in milliseconds, or `undefined` if the schedule is done. Its state is
+ * that number, so the schedule is stepped up to it, through a time that is the sum of its delays.
+ */
+const delayAfter = (
+  retry: Schedule.Schedule<unknown, number>,
+  failures: number
+): Effect.Effect<number | undefined> =>
+  Effect.flatMap(Schedule.toStep(retry), (step) => {
+    let now = 0
+    let delay = 0
+    let count = 0
+    return Effect.map(
+      Pull.catchDone(
+        Effect.as(
+          Effect.whileLoop({
+            while: () => count < failures,
+            body: () => step(now, ++count),
+            step: ([, duration]) => {
+              delay = Duration.toMillis(duration)
+              now += delay
+            }
+          }),
+          true
+        ),
+        () => Effect.succeed(false)
+      ),
+      (goesOn) => goesOn ? delay : undefined
+    )
+  })

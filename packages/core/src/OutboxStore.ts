@@ -1,0 +1,198 @@
+/**
+ * A store of durable intents that workers can open.
+ *
+ * **Details**
+ *
+ * A worker opens a session. What it claims is leased to its session, which it keeps alive with a beat. Whoever sees
+ * that the beat of another session has not moved for that session's lease ends it, and its deliveries are free again.
+ * A session that was ended can neither claim nor settle: it is fenced.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { IntentSink, type IntentStoreError } from "./IntentSink.ts"
+import * as MemoryStore from "./MemoryStore.ts"
+
+/**
+ * A tag, and the versions of its payload that a worker can read.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Subscription {
+  readonly tag: string
+  readonly versions: ReadonlyArray<number>
+}
+
+/**
+ * What a worker tells a store when it opens a session.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface OpenOptions {
+  /** What it delivers. Everything else stays in the store, at no cost to its claims. */
+  readonly subscriptions: ReadonlyArray<Subscription>
+  /** How long its beat may rest before others end the session. */
+  readonly lease: Duration.Duration
+}
+
+/**
+ * A delivery that is leased to a session.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Claimed {
+  /** The intent's id: the same over all deliveries. */
+  readonly id: string
+  /** What the store needs to find it again. */
+  readonly token: unknown
+  readonly tag: string
+  readonly version: number
+  readonly payload: string
+  readonly partitionKey: string | undefined
+  /** How many deliveries have failed. */
+  readonly failures: number
+  /** How many workers died of it. */
+  readonly crashes: number
+  /** Milliseconds of Unix time, by the clock of the store. */
+  readonly enqueuedAt: number
+  /** The span that deferred it, as a W3C `traceparent`. */
+  readonly traceparent: string | undefined
+  /** How long ago a worker first put it off because it could not read its payload, in milliseconds. */
+  readonly undecodableFor: number | undefined
+}
+
+/**
+ * What has become of a delivery.
+ *
+ * - `Succeeded`: the store deletes it.
+ * - `Failed`: it is due again after `delay` milliseconds, with one failure more.
+ * - `Snoozed`: it is due again after `delay` milliseconds; nothing is counted.
+ * - `Undecodable`: as `Snoozed`, and the store remembers since when it could not be read.
+ * - `Dead`: it is kept as a dead letter, with one failure more, until an operator decides.
+ * - `Released`: it is free at once; nothing is counted.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Settlement =
+  | { readonly _tag: "Succeeded"; readonly claimed: Claimed }
+  | { readonly _tag: "Failed"; readonly claimed: Claimed; readonly delay: number; readonly failure: string }
+  | { readonly _tag: "Snoozed"; readonly claimed: Claimed; readonly delay: number }
+  | { readonly _tag: "Undecodable"; readonly claimed: Claimed; readonly delay: number; readonly failure: string }
+  | { readonly _tag: "Dead"; readonly claimed: Claimed; readonly reason: DeathReason; readonly failure: string }
+  | { readonly _tag: "Released"; readonly claimed: Claimed }
+
+/**
+ * Why an intent is a dead letter: its attempts are used up, its handler rejected it, or no worker could read it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type DeathReason = "exhausted" | "rejected" | "undecodable"
+
+/**
+ * What a session learns from a beat.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Beat {
+  /** Whether the session still has its lease. If not, it has lost all that it had claimed, for ever. */
+  readonly isAlive: boolean
+  /** Whether there is something that it could claim now. */
+  readonly isWaiting: boolean
+  /** Whether sessions have let their lease run out, as this one sees it: time for `recover`. */
+  readonly hasExpired: boolean
+  /** Whether `wakes` tells of what other processes append. If not, poll more often. */
+  readonly isListening: boolean
+}
+
+/**
+ * A worker's session with a store. It ends with its scope, which frees what it has not settled.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Session {
+  /** Leases up to `rows` deliveries that are due, of together about `bytes` of payload. It does not wait. */
+  readonly claim: (limit: {
+    readonly rows: number
+    readonly bytes: number
+  }) => Effect.Effect<ReadonlyArray<Claimed>, IntentStoreError>
+  /** Settles many at once. Answers with the ids of those whose lease was lost: of these, nothing was changed. */
+  readonly settle: (
+    settlements: ReadonlyArray<Settlement>
+  ) => Effect.Effect<ReadonlyArray<string>, IntentStoreError>
+  /** Settles one as a success in the transaction in force. Answers whether the session still had its lease. */
+  readonly settleInTransaction: (claimed: Claimed) => Effect.Effect<boolean, IntentStoreError>
+  /** Keeps the session alive. It does not wait for `claim` and `settle`, and has a connection of its own. */
+  readonly beat: Effect.Effect<Beat, IntentStoreError>
+  /** Ends the sessions whose lease has run out, and frees what they had claimed. Answers how many deliveries that is. */
+  readonly recover: Effect.Effect<number, IntentStoreError>
+  /** Waits until something may be due for this session. What came since the last call counts. */
+  readonly wakes: Effect.Effect<void>
+}
+
+/**
+ * How much of a tag a store holds.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Depth {
+  readonly tag: string
+  /** Due, and not claimed. */
+  readonly waiting: number
+  /** Not due yet, retries included. */
+  readonly delayed: number
+  readonly dead: number
+  /** How long the oldest of those waiting has been due, in milliseconds. 0 if there is none. */
+  readonly oldest: number
+}
+
+/**
+ * A sink that workers can open.
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class OutboxStore extends Context.Service<OutboxStore, OutboxStore.Service>()("@epilogue/core/OutboxStore") {}
+
+/**
+ * @since 0.1.0
+ */
+export declare namespace OutboxStore {
+  /**
+   * What a store provides to workers.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  export interface Service extends IntentSink.Service {
+    /** Opens a session for a worker. */
+    readonly open: (options: OpenOptions) => Effect.Effect<Session, IntentStoreError, Scope.Scope>
+    /** How much there is of each tag. It may cost a scan of what waits, so it is not for every second. */
+    readonly depths: Effect.Effect<ReadonlyArray<Depth>, IntentStoreError>
+  }
+}
+
+/**
+ * A store that this process holds in memory: for development, and for tests, also under `TestClock`.
+ *
+ * **Gotchas**
+ *
+ * What it holds is lost when the layer closes. It has no transactions.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerMemory: Layer.Layer<OutboxStore | IntentSink> = Layer.effectContext(
+  Effect.map(MemoryStore.make, (store) => Context.add(Context.make(OutboxStore, store), IntentSink, store))
+)
