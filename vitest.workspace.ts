@@ -30,6 +30,15 @@ export default defineConfig({
         test: { name: "examples", root: "packages/examples", include: ["test/**/*.test.ts"], testTimeout: 60_000 }
       },
       {
+        test: {
+          name: "postgres",
+          root: "packages/postgres",
+          include: ["test/**/*.test.ts"],
+          globalSetup: "@epilogue/embedded-postgres/globalSetup",
+          testTimeout: 60_000
+        }
+      },
+      {
         test: { name: "runtimes", root: "packages/runtimes", include: ["test/**/*.test.ts"], testTimeout: 60_000 }
       }
     ]

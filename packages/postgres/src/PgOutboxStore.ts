@@ -1,0 +1,283 @@
+/**
+ * A store of durable intents in PostgreSQL.
+ *
+ * @since 0.1.0
+ */
+import * as PgClient from "@effect/sql-pg/PgClient"
+import type * as PgConnection from "@effect/sql-pg/PgConnection"
+import { type Capabilities, type Envelope, IntentSink, IntentStoreError } from "@epilogue/core/IntentSink"
+import { OutboxStore, type Subscription } from "@epilogue/core/OutboxStore"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import { answer, batchesOf, duplicatesIn } from "./internal/append.ts"
+import { configOf, type Connections, failed, make as makeConnections } from "./internal/connections.ts"
+import * as Migrations from "./internal/migrations.ts"
+import * as Session from "./internal/session.ts"
+import * as Signals from "./internal/signals.ts"
+import * as Statements from "./internal/statements.ts"
+
+/**
+ * Where a store keeps its tables.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface Options {
+  /** The schema of its tables: several stores may share a database. Defaults to `"epilogue"`. */
+  readonly schema?: string | undefined
+}
+
+const capabilities: Capabilities = { durable: true, transactional: true, ordered: false, priorities: false }
+
+/** How many connections claims and settlements share. */
+const workConnections = 2
+
+/**
+ * Provides a store of durable intents in the database of a `PgClient`, for boundaries and for workers.
+ *
+ * **Details**
+ *
+ * Intents are added through that client, in the transaction of their boundary. For everything else the store has
+ * connections of its own, to the same server as the same user, which it opens when it needs them: one where intents are
+ * only added, up to five where workers run. No name or type that the client transforms matters to it, nor the client's
+ * isolation level.
+ *
+ * The tables have to be there: see `migrate`.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (
+  options?: Options
+): Layer.Layer<OutboxStore | IntentSink, IntentStoreError, PgClient.PgClient> =>
+  Layer.effectContext(
+    Effect.map(make(options), (store) => Context.add(Context.make(OutboxStore, store), IntentSink, store))
+  )
+
+/**
+ * Brings the tables of a store to the version that this program needs.
+ *
+ * **Details**
+ *
+ * It only ever goes forward, in one transaction, and does nothing where nothing is missing. Any number of processes may
+ * run it at once. Programs of the version before keep working beside it.
+ *
+ * @category migrations
+ * @since 0.1.0
+ */
+export const migrate = Effect.fnUntraced(
+  function*(options?: Options): Effect.fn.Return<void, IntentStoreError, PgClient.PgClient | Scope.Scope> {
+    const schema = yield* schemaOf(options)
+    const connections = yield* makeConnections(configOf(yield* PgClient.PgClient), 1)
+    yield* connections.transaction((run) =>
+      Effect.forEach(
+        Migrations.statements(schema),
+        (statement) => run(`The schema ${Statements.quote(schema)} could not be migrated`, statement),
+        { discard: true }
+      )
+    )
+  },
+  Effect.scoped
+)
+
+/**
+ * What `migrate` does, as a script for those who run their own. It is safe to run again.
+ *
+ * @category migrations
+ * @since 0.1.0
+ */
+export const migrationSql = (options?: Options): string => {
+  const schema = options?.schema ?? defaultSchema
+  const problem = problemOf(schema)
+  if (problem !== undefined) throw new Error(`Epilogue: ${problem}`)
+  return Migrations.script(schema)
+}
+
+const defaultSchema = "epilogue"
+
+const problemOf = (schema: string): string | undefined =>
+  schema.length === 0 || schema.includes("\0") || Buffer.byteLength(schema) > 63
+    ? `${JSON.stringify(schema)} is no name for a schema. Choose one of 1 to 63 bytes.`
+    : /^pg_/i.test(schema)
+    ? `The schema ${JSON.stringify(schema)} belongs to PostgreSQL. Choose a name that does not begin with "pg_".`
+    : undefined
+
+const schemaOf = (options: Options | undefined): Effect.Effect<string, IntentStoreError> => {
+  const schema = options?.schema ?? defaultSchema
+  const problem = problemOf(schema)
+  return problem === undefined ? Effect.succeed(schema) : Effect.fail(new IntentStoreError({ message: problem }))
+}
+
+const make = Effect.fnUntraced(function*(
+  options: Options | undefined
+): Effect.fn.Return<OutboxStore.Service, IntentStoreError, PgClient.PgClient | Scope.Scope> {
+  const schema = yield* schemaOf(options)
+  const statements = Statements.make(schema)
+  const client = yield* PgClient.PgClient
+  const config = yield* check(configOf(client), schema, statements)
+  const control = yield* makeConnections(config, 1)
+  const work = yield* makeConnections(config, workConnections)
+  const beats = yield* makeConnections(config, 1)
+  const signals = yield* Signals.make({
+    config,
+    connections: control,
+    channel: Signals.channelOf(schema),
+    notify: statements.notify
+  })
+  const queues = makeQueues(control, statements)
+  const userClient = client.withoutTransforms()
+  const query = (what: string, sql: string, params: ReadonlyArray<string>) =>
+    Effect.mapError(userClient.unsafe(sql, params).values, failed(what))
+
+  return {
+    name: "PgOutboxStore",
+    capabilities,
+    client,
+    append: Effect.fnUntraced(function*(envelopes) {
+      yield* queues.ensure(envelopes)
+      const duplicates = duplicatesIn(envelopes)
+      const known = new Map<number, string>()
+      const placed = envelopes.flatMap((envelope, index) =>
+        duplicates.has(index) ? [] : [{ envelope, index, queue: queues.idOf(envelope) }]
+      )
+      for (const batch of batchesOf(placed)) {
+        const rows = yield* query(
+          "Intents could not be added",
+          batch.isKeyed ? statements.appendKeyed : statements.append,
+          batch.params
+        )
+        for (const [place, id] of rows) known.set(batch.placed[Number(place) - 1]!.index, String(id))
+      }
+      return answer(envelopes, known, duplicates)
+    }),
+    wake: (envelopes) =>
+      Effect.clockWith((clock) =>
+        Effect.sync(() => {
+          const now = clock.currentTimeMillisUnsafe()
+          const waiting = new Set<number>()
+          for (const envelope of envelopes) {
+            const due = envelope.runAt === undefined ? envelope.delay ?? 0 : envelope.runAt - now
+            const queue = queues.idOf(envelope)
+            if (due <= 0) waiting.add(queue)
+            else signals.tell({ queues: [queue], due })
+          }
+          if (waiting.size > 0) signals.tell({ queues: Array.from(waiting), due: undefined })
+        })
+      ),
+    mark: (mark) =>
+      Effect.asVoid(query("A savepoint could not be marked", statements.mark, [encodeURIComponent(mark)])),
+    marks: Effect.map(
+      query("The marks of savepoints could not be read", statements.marks, []),
+      // One text is what the statement answers.
+      (rows) =>
+        new Set(((rows[0]?.[0] ?? "") as string).split(" ").filter((mark) => mark !== "").map(decodeURIComponent))
+    ),
+    open: Effect.fnUntraced(function*(opening) {
+      const wanted = opening.subscriptions.flatMap(({ tag, versions }: Subscription) =>
+        versions.map((version) => ({ tag, version }))
+      )
+      yield* queues.ensure(wanted)
+      return yield* Session.open({
+        ...opening,
+        queues: wanted.map(({ tag, version }) => ({ tag, version, id: queues.idOf({ tag, version }) })),
+        client,
+        signals,
+        statements,
+        work,
+        beats,
+        control
+      })
+    }),
+    depths: Effect.map(
+      control.run("What there is could not be counted", statements.depths),
+      // Rows with these columns are what the statement answers.
+      (rows) =>
+        (rows as ReadonlyArray<readonly [string, number, number, number, number]>).map(
+          ([tag, waiting, delayed, dead, oldest]) => ({ tag, waiting, delayed, dead, oldest })
+        )
+    )
+  }
+})
+
+/** A store for which the server will do, or the reason why it won't. Answers how to connect. */
+const check = (
+  config: PgConnection.Config,
+  schema: string,
+  statements: Statements.Statements
+): Effect.Effect<PgConnection.Config, IntentStoreError> =>
+  Effect.scoped(Effect.gen(function*() {
+    const { run } = yield* makeConnections(config, 1)
+    const name = Statements.quote(schema)
+    const fail = (message: string) => Effect.fail(new IntentStoreError({ message }))
+    // A row with these columns is what the statement answers.
+    const [isReplica, isReadOnly, isMigrated, isolation] = (yield* run(
+      "PostgreSQL does not answer. Check that it runs, and the settings of the PgClient",
+      statements.server
+    ))[0] as [boolean, boolean, boolean, string]
+    if (isReplica) {
+      return yield* fail("PostgreSQL is a replica, where nothing can be stored. Connect the PgClient to the primary.")
+    }
+    if (isReadOnly) {
+      return yield* fail(
+        "PostgreSQL lets this user read only. Set default_transaction_read_only to off for the PgClient, its user or the "
+          + "database, or connect to another server."
+      )
+    }
+    if (!isMigrated) {
+      return yield* fail(
+        `The schema ${name} has no tables of a store: found version 0, needed ${Migrations.version}. `
+          + "Run PgOutboxStore.migrate, or the script of PgOutboxStore.migrationSql, before the store is used."
+      )
+    }
+    const [found, oldest] = (yield* run(
+      `The version of the schema ${name} could not be read`,
+      statements.versionFound
+    ))[0] as [number, number]
+    if (found < Migrations.version) {
+      return yield* fail(
+        `The tables of the schema ${name} are too old: found version ${found}, needed ${Migrations.version}. `
+          + "Run PgOutboxStore.migrate, or the script of PgOutboxStore.migrationSql."
+      )
+    }
+    if (oldest > Migrations.version) {
+      return yield* fail(
+        `The tables of the schema ${name} are too new: found version ${found}, which needs a program that knows `
+          + `version ${oldest}; this one knows ${Migrations.version}. Use a newer version of @epilogue/postgres.`
+      )
+    }
+    return isolation === "read committed" ? config : {
+      ...config,
+      startupParameters: { ...config.startupParameters, default_transaction_isolation: "read committed" }
+    }
+  }))
+
+/** The queues, one for each version of each tag, as far as this process knows them. */
+const makeQueues = (connections: Connections, statements: Statements.Statements) => {
+  type Key = Pick<Envelope, "tag" | "version">
+  const tags = new Map<string, Map<number, number>>()
+  const find = ({ tag, version }: Key): number | undefined => tags.get(tag)?.get(version)
+  const ensure = (keys: ReadonlyArray<Key>): Effect.Effect<void, IntentStoreError> =>
+    Effect.suspend(() => {
+      const missing = keys.filter((key) => find(key) === undefined)
+      if (missing.length === 0) return Effect.void
+      return connections.run("A queue could not be made", statements.queues, [
+        missing.map(({ tag }) => tag),
+        missing.map(({ version }) => version)
+      ]).pipe(
+        Effect.tap((rows) =>
+          Effect.sync(() => {
+            // Rows with these columns are what the statement answers.
+            for (const [id, tag, version] of rows as ReadonlyArray<readonly [number, string, number]>) {
+              const versions = tags.get(tag) ?? new Map<number, number>()
+              tags.set(tag, versions.set(version, id))
+            }
+          })
+        ),
+        // One that another process has just made is there the second time.
+        Effect.andThen(ensure(keys))
+      )
+    })
+  return { ensure, idOf: (key: Key): number => find(key) ?? 0 }
+}

@@ -1,0 +1,209 @@
+/**
+ * How workers learn that something may be due: at once in this process, and through `LISTEN` and `NOTIFY` in others.
+ */
+import * as PgConnection from "@effect/sql-pg/PgConnection"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Latch from "effect/Latch"
+import * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import * as RcRef from "effect/RcRef"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import { createHash, randomUUID } from "node:crypto"
+import type { Connections } from "./connections.ts"
+
+/** Who wants to know what happens to some queues. */
+export interface Subscriber {
+  readonly queues: ReadonlySet<number>
+  /** Something may be waiting. */
+  readonly wake: () => void
+  /** Something is due after so many milliseconds. */
+  readonly due: (milliseconds: number) => void
+}
+
+/** What has happened to which queues: something waits there, or is due in so many milliseconds. */
+export interface News {
+  readonly queues: ReadonlyArray<number>
+  readonly due: number | undefined
+}
+
+export interface Signals {
+  /** Tells the subscribers of this process, and lets a notification be sent to others. Does not wait for that. */
+  readonly tell: (news: News) => void
+  /** Subscribes until the scope closes. As long as anybody does, the process listens to what others notify. */
+  readonly subscribe: (subscriber: Subscriber) => Effect.Effect<void, never, Scope.Scope>
+  /** Whether notifications are known to arrive. */
+  readonly isListening: () => boolean
+}
+
+/** The channel of a schema. A name that is too long for a channel is told apart by its hash. */
+export const channelOf = (schema: string): string => {
+  const channel = `epilogue:${schema}`
+  return Buffer.byteLength(channel) <= 63
+    ? channel
+    : `epilogue#${createHash("sha256").update(schema).digest("hex").slice(0, 32)}`
+}
+
+/** How a lost connection is tried again. */
+const backoff = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")]).pipe(Schedule.jittered)
+
+/** Some poolers accept `LISTEN` and never deliver, so what should arrive is sent and awaited, again and again. */
+const testEvery = "1 minute"
+const testTimeout = "1 second"
+
+/** The largest payload of a notification is 8,000 bytes. */
+const maxPayload = 7_900
+
+const Message = Schema.fromJsonString(Schema.Struct({
+  /** The store that sent it, which has told its own subscribers already. */
+  origin: Schema.String,
+  /** The queues in which something waits. `null` for all of them. */
+  queues: Schema.NullOr(Schema.Array(Schema.Int)),
+  /** Queues, and in how many milliseconds something is due there. */
+  due: Schema.Array(Schema.Tuple([Schema.Int, Schema.Finite])),
+  /** Sent by a test of the connection. */
+  nonce: Schema.optional(Schema.String)
+}))
+const decodeMessage = Schema.decodeOption(Message)
+const encodeMessage = Schema.encodeSync(Message)
+
+/** What others are still to be told. */
+interface Untold {
+  readonly queues: Set<number>
+  readonly due: Map<number, number>
+}
+
+export const make = Effect.fnUntraced(function*(options: {
+  readonly config: PgConnection.Config
+  readonly connections: Connections
+  readonly channel: string
+  readonly notify: string
+}): Effect.fn.Return<Signals, never, Scope.Scope> {
+  const { channel, config, connections } = options
+  const scope = yield* Effect.scope
+  const origin = randomUUID()
+  const subscribers = new Set<Subscriber>()
+  const notify = (payload: string) =>
+    connections.run("A notification could not be sent", options.notify, [channel, payload])
+
+  // Here -------------------------------------------------------------------------------------------------------------
+
+  const wakeHere = (queues?: ReadonlyArray<number>): void => {
+    for (const subscriber of subscribers) {
+      if (queues === undefined || queues.some((queue) => subscriber.queues.has(queue))) subscriber.wake()
+    }
+  }
+  const dueHere = (queue: number, milliseconds: number): void => {
+    for (const subscriber of subscribers) {
+      if (subscriber.queues.has(queue)) subscriber.due(milliseconds)
+    }
+  }
+
+  // To others: what is told while a notification is under way goes into the next one ------------------------------------
+
+  const untold: Untold = { queues: new Set(), due: new Map() }
+  const hasUntold = Latch.makeUnsafe()
+
+  const addDue = (queue: number, milliseconds: number): void => {
+    untold.due.set(queue, Math.min(milliseconds, untold.due.get(queue) ?? Infinity))
+  }
+
+  const flush = Effect.suspend(() => {
+    hasUntold.closeUnsafe()
+    if (untold.queues.size + untold.due.size === 0) return Effect.void
+    const queues = Array.from(untold.queues)
+    const due = Array.from(untold.due)
+    untold.queues.clear()
+    untold.due.clear()
+    const payload = encodeMessage({ origin, queues, due })
+    return notify(payload.length > maxPayload ? encodeMessage({ origin, queues: null, due: [] }) : payload).pipe(
+      Effect.onInterrupt(() =>
+        Effect.sync(() => {
+          for (const queue of queues) untold.queues.add(queue)
+          for (const [queue, milliseconds] of due) addDue(queue, milliseconds)
+        })
+      ),
+      // Whoever is not told finds out at the next poll.
+      Effect.ignore({ log: "Debug" })
+    )
+  })
+  // A process that adds intents and ends at once still tells of them.
+  yield* Effect.addFinalizer(() => flush)
+  yield* Effect.forkIn(Effect.forever(Effect.andThen(hasUntold.await, flush)), scope)
+
+  // From others ------------------------------------------------------------------------------------------------------
+
+  const nonces = new Map<string, Deferred.Deferred<void>>()
+  let isListening = false
+
+  const hear = (payload: string): void => {
+    const message = Option.getOrUndefined(decodeMessage(payload))
+    if (message?.nonce !== undefined) {
+      const nonce = nonces.get(message.nonce)
+      if (nonce !== undefined) Deferred.doneUnsafe(nonce, Effect.void)
+    } else if (message === undefined || message.queues === null) {
+      wakeHere()
+    } else if (message.origin !== origin) {
+      wakeHere(message.queues)
+      for (const [queue, milliseconds] of message.due) dueHere(queue, milliseconds)
+    }
+  }
+
+  /** Sends itself something the long way round, and notes whether it arrives. */
+  const test = Effect.gen(function*() {
+    const nonce = randomUUID()
+    const arrived = yield* Deferred.make<void>()
+    nonces.set(nonce, arrived)
+    const exit = yield* notify(encodeMessage({ origin, queues: [], due: [], nonce })).pipe(
+      Effect.andThen(Deferred.await(arrived)),
+      Effect.timeout(testTimeout),
+      Effect.exit
+    )
+    nonces.delete(nonce)
+    isListening = Exit.isSuccess(exit)
+  })
+
+  /** Listens until the connection is lost. */
+  const listen = Effect.scoped(Effect.gen(function*() {
+    const connection = yield* PgConnection.make(config)
+    const notifications = yield* connection.listen(channel)
+    // What was notified before is lost.
+    wakeHere()
+    yield* Effect.forkScoped(Effect.repeat(test, Schedule.spaced(testEvery)))
+    yield* Effect.ignore(Effect.forever(Effect.map(Queue.take(notifications), ({ payload }) => hear(payload))))
+  })).pipe(
+    Effect.onExit(() =>
+      Effect.sync(() => {
+        isListening = false
+      })
+    ),
+    Effect.tapError((cause) => Effect.logDebug("A store can't listen to notifications, and polls more often", cause))
+  )
+
+  const listener = yield* RcRef.make({
+    acquire: Effect.forkScoped(Effect.repeat(Effect.retry(listen, backoff), Schedule.spaced("100 millis")))
+  })
+
+  return {
+    tell: ({ due, queues }) => {
+      for (const queue of queues) {
+        if (due === undefined) untold.queues.add(queue)
+        else addDue(queue, due)
+      }
+      if (due === undefined) wakeHere(queues)
+      else for (const queue of queues) dueHere(queue, due)
+      hasUntold.openUnsafe()
+    },
+    subscribe: Effect.fnUntraced(function*(subscriber) {
+      yield* Effect.acquireRelease(
+        Effect.sync(() => subscribers.add(subscriber)),
+        () => Effect.sync(() => subscribers.delete(subscriber))
+      )
+      yield* RcRef.get(listener)
+    }),
+    isListening: () => isListening
+  }
+})
