@@ -52,8 +52,8 @@ export const attemptOne = (
   if (Exit.isFailure(payload)) return unreadable(claimed, payload.cause, grace, metrics)
   const delivery = deliveryOf(claimed, payload.value)
   return Effect.withFiber((fiber) => {
-    const handled = limit(Effect.suspend(() => handler.handle(payload.value, delivery)), intent)
-    const traced = isTraced(fiber, false) ? trace(handled, [claimed], delivery.attempt) : handled
+    const limited = limit(Effect.suspend(() => handler.handle(payload.value, delivery)), intent)
+    const traced = isTraced(fiber, false) ? trace(limited, [claimed], delivery.attempt) : limited
     return measured(
       Effect.setContext(handle(handler, claimed, traced), contextOf(fiber, handler)),
       metrics,

@@ -14,7 +14,7 @@ import { type Engine, Epilogue } from "./Engine.ts"
 import * as Sql from "./internal/sql.ts"
 import * as Stm from "./internal/stm.ts"
 import * as Metrics from "./Metrics.ts"
-import { CommitError, EpilogueError, type Failure, type Outcome } from "./Outcome.ts"
+import { type CommitError, EpilogueError, type Failure, type Outcome } from "./Outcome.ts"
 
 /**
  * Options of `atomicWith` and `reportWith`.
@@ -130,13 +130,6 @@ const discard = (queue: Queue, cause: Cause.Cause<unknown>): Effect.Effect<void>
   return ended === undefined ? run : Effect.andThen(ended, run)
 }
 
-const acrossDatabases = Effect.die(
-  new Error(
-    "Epilogue: a boundary has typed intents, and is inside a transaction of another database than that of its store, "
-      + "whose COMMIT the store can't wait for. Open that transaction inside the boundary."
-  )
-)
-
 /** An outermost boundary. */
 class Boundary {
   private readonly engine: Engine
@@ -192,31 +185,13 @@ class Boundary {
   private seal(): Effect.Effect<void, CommitError> {
     return Effect.withFiber((fiber) =>
       Effect.flatMap(this.queue.end() ?? Effect.void, () => {
-        this.committed = this.commit()
-        if (this.committed.isEmpty && !this.queue.hasHooks) return this.append(this.committed)
-        return Effect.andThen(
-          this.append(this.committed),
-          Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
-        )
+        const committed = this.committed = this.commit()
+        if (committed.isEmpty && !this.queue.hasHooks) return Effect.void
+        const awaited = Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
+        const stored = this.engine.typed?.seal?.(committed.registered, Sql.openIn(this.context))
+        return stored === undefined ? awaited : Effect.andThen(stored, awaited)
       })
     )
-  }
-
-  /** Stores the typed intents in the transaction of the boundary, just before its `COMMIT`. */
-  private append(committed: Committed): Effect.Effect<void, CommitError> {
-    const { client, typed } = this.engine
-    if (typed?.isTransactional !== true) return Effect.void
-    const foreign = Sql.openIn(this.context).some(({ key }) => key.key !== client?.transactionService.key)
-    if (foreign && committed.hasTyped) return acrossDatabases
-    return Effect.mapError(committed.append(typed), (cause) =>
-      new CommitError({
-        cause,
-        outcome: "discarded",
-        message: "The typed intents of the boundary could not be stored, so its transaction was rolled back, and no "
-          + `intent has run. It is safe to run the program again. The reason: ${
-            cause instanceof Error ? cause.message : String(cause)
-          }`
-      }))
   }
 
   private awaitCommit(transaction: Sql.Open): Effect.Effect<void> {

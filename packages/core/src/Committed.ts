@@ -11,7 +11,6 @@ import type * as Fiber from "effect/Fiber"
 import { constVoid, identity } from "effect/Function"
 import * as Tracer from "effect/Tracer"
 import { Deferred, type Host, isLast, isTraced, lastByKey, Queue, type Registered } from "./Deferred.ts"
-import type { Envelope, Typed } from "./Envelope.ts"
 import * as Sql from "./internal/sql.ts"
 import { timeoutDetached } from "./internal/timeout.ts"
 import * as Metrics from "./Metrics.ts"
@@ -96,7 +95,7 @@ export class Committed {
       const { appended } = registered
       if (appended !== undefined) {
         const { duplicate, id } = appended
-        outcomes.push(duplicate ? { _tag: "Enqueued", intent, id, duplicate } : { _tag: "Enqueued", intent, id })
+        outcomes.push({ _tag: "Enqueued", intent, id, ...(duplicate && { duplicate }) })
       } else if (exit === running) outcomes.push({ _tag: "Postponed", intent })
       else if (exit !== undefined) outcomes.push({ _tag: "Ran", intent, exit })
       else if (!this.isReplaced(registered)) {
@@ -125,34 +124,9 @@ export class Committed {
     return untold
   }
 
-  get hasTyped(): boolean {
-    return this.list.some(({ envelope }) => envelope !== undefined)
-  }
-
-  /** The envelopes of the typed intents that a store has now. */
-  get appended(): ReadonlyArray<Envelope> {
-    return this.list.flatMap(({ appended, envelope }) =>
-      envelope !== undefined && appended !== undefined && !appended.duplicate ? [envelope] : []
-    )
-  }
-
-  /**
-   * Hands the typed intents to the store: those that count, in order, in one go. In a transaction, it is called before
-   * its end.
-   */
-  append(typed: Typed): Effect.Effect<void, unknown> {
-    const all = this.list.filter(({ envelope }) => envelope !== undefined)
-    if (all.length === 0 || typed.append === undefined) return Effect.void
-    const { append } = typed
-    const alive = all.some(({ fate }) => fate?.mark !== undefined)
-      ? Effect.map(typed.marks!, (marks) => all.filter(({ fate }) => isAlive(fate, marks)))
-      : Effect.succeed(this.hasFates ? all.filter(({ fate }) => isAlive(fate, noMarks)) : all)
-    return Effect.flatMap(alive, (registered) =>
-      registered.length === 0
-        ? Effect.void
-        : Effect.map(append(registered.map(({ envelope }) => envelope!)), (appended) => {
-          registered.forEach((each, index) => each.appended = appended[index])
-        }))
+  /** What was registered, in order. */
+  get registered(): ReadonlyArray<Registered> {
+    return this.list
   }
 
   /** Runs the intents, in order, each once, however often it is called. It never fails, and is to run uninterruptibly. */
@@ -364,10 +338,3 @@ export class Committed {
 
 /** Stands for the exit of an intent that has begun and has not ended. */
 const running = Exit.interrupt()
-
-const noMarks: ReadonlySet<string> = new Set()
-
-/** Whether nothing that it was registered in has rolled back, as far as this can be known before the `COMMIT`. */
-const isAlive = (fate: Registered["fate"], marks: ReadonlySet<string>): boolean =>
-  fate === undefined
-  || (fate.mark === undefined ? fate.pending === 0 : fate.pending === 1 && marks.has(fate.mark))

@@ -8,13 +8,13 @@ import * as Chunk from "effect/Chunk"
 import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as MutableRef from "effect/MutableRef"
 import * as Ref from "effect/Ref"
 import type { SqlClient } from "effect/sql/SqlClient"
 import * as TxRef from "effect/TxRef"
-import type { Appended, Definition, Envelope, Typed } from "./Envelope.ts"
+import type { Appended, Definition, Envelope } from "./Envelope.ts"
 import * as Sql from "./internal/sql.ts"
 import * as Stm from "./internal/stm.ts"
 import type { CommitError, Intent } from "./Outcome.ts"
@@ -88,7 +88,8 @@ export class Registered {
   }
 }
 
-interface Fate {
+/** The transactions that an intent depends on. */
+export interface Fate {
   /** The attempt of an `Effect.tx` that has to commit for the intent to count. */
   readonly attempt: Stm.Attempt | undefined
   /** How many SQL transactions still have to commit before it may run. */
@@ -154,6 +155,35 @@ export type Transact = <A, E, R>(
   restore: <A2, E2, R2>(effect: Effect.Effect<A2, E2, R2>) => Effect.Effect<A2, E2, R2>
 ) => Effect.Effect<A, E | CommitError, R>
 
+/**
+ * What an engine does with typed intents. Without it, they are refused where they are deferred.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Typed {
+  /** Why this intent is refused, or `undefined`. Called where it is deferred. */
+  readonly refuse: (envelope: Envelope, definition: Definition) => string | undefined
+  /** What reports show of its payload. Defaults to the payload as it was given. */
+  readonly show?: ((envelope: Envelope, definition: Definition) => Exit.Exit<unknown, unknown>) | undefined
+  /** What it does in its epilogue, if it was not stored before. */
+  readonly perform: (registered: Registered) => Effect.Effect<unknown, unknown>
+  /** Hears of one that is registered in SQL transactions that the boundary does not own. */
+  readonly mark?:
+    | ((registered: Registered, fate: Fate, others: ReadonlyArray<Sql.Open>) => Effect.Effect<void> | undefined)
+    | undefined
+  /**
+   * Stores those that count in the transaction of the boundary, just before its end. `around` has the transactions that
+   * the boundary is in.
+   */
+  readonly seal?:
+    | ((
+      registered: ReadonlyArray<Registered>,
+      around: ReadonlyArray<Sql.Open>
+    ) => Effect.Effect<void, CommitError>)
+    | undefined
+}
+
 const noTransactions: ReadonlyArray<object> = []
 
 /** How many intents are collected in an array before they are folded into the `Chunk`. */
@@ -183,8 +213,6 @@ export class Queue {
   hasFates = false
   hasSpans = false
   private open: TxRef.TxRef<boolean> | undefined = undefined
-  /** The marks of the savepoints that typed intents were registered in. */
-  private marks: WeakMap<object, string> | undefined = undefined
   private attempt: Stm.Attempt | undefined = undefined
   /** The last context seen to hold no transaction. Most intents of a boundary share one context. */
   private plain: Context.Context<never> | undefined = undefined
@@ -209,29 +237,6 @@ export class Queue {
     }
     this.push(registered)
     return Effect.void
-  }
-
-  /** Adds a typed intent, unless the engine refuses it. */
-  registerTyped(
-    envelope: Envelope,
-    definition: Definition,
-    payload: unknown,
-    fiber: Fiber.Fiber<unknown, unknown>
-  ): Effect.Effect<void> {
-    const { typed } = this.host
-    const refused = typed === undefined ? noHandler : typed.refuse(envelope, definition)
-    if (refused !== undefined) return refuse(envelope.tag, refused)
-    const shown = typed?.show?.(envelope, definition)
-    if (shown !== undefined && Exit.isFailure(shown)) {
-      return refuse(envelope.tag, "what its schema encodes, it does not decode", shown)
-    }
-    const registered: Registered = new Registered(
-      Effect.suspend(() => perform(typed!, registered)),
-      fiber.context,
-      { name: envelope.tag, payload: shown === undefined ? payload : shown.value },
-      envelope
-    )
-    return this.register(registered, fiber)
   }
 
   private registerInTransaction(
@@ -264,39 +269,20 @@ export class Queue {
   private awaitCommit(registered: Registered, fate: Fate): Effect.Effect<void> {
     const others = Sql.openIn(registered.context).filter(({ level }) => !this.owns.includes(level))
     fate.pending = others.length
-    const marked = registered.envelope === undefined ? Effect.void : this.mark(registered.envelope, fate, others)
     const committed = Effect.suspend(() => --fate.pending === 0 && fate.late !== undefined ? fate.late : Effect.void)
-    return Effect.andThen(
-      marked,
-      Effect.forEach(
-        others,
-        (open) =>
-          Effect.map(
-            Sql.afterCommit(open, this.host.client, `intent "${registered.name}"`, committed),
-            (isWaiting) => {
-              if (!isWaiting) fate.pending--
-            }
-          ),
-        { discard: true }
-      )
+    const awaited = Effect.forEach(
+      others,
+      (open) =>
+        Effect.map(
+          Sql.afterCommit(open, this.host.client, `intent "${registered.name}"`, committed),
+          (isWaiting) => {
+            if (!isWaiting) fate.pending--
+          }
+        ),
+      { discard: true }
     )
-  }
-
-  /**
-   * Whether a savepoint was released is known only after the `COMMIT`, and a typed intent is stored before it. So the
-   * savepoint gets a mark in the database, which is gone if it rolls back.
-   */
-  private mark(envelope: Envelope, fate: Fate, others: ReadonlyArray<Sql.Open>): Effect.Effect<void> {
-    const { client, typed } = this.host
-    const mark = typed?.mark
-    const savepoint = others.find(({ key }) => key.key === client?.transactionService.key)?.level
-    if (mark === undefined || savepoint === undefined) return Effect.void
-    this.root.marks ??= new WeakMap()
-    const known = this.root.marks.get(savepoint)
-    fate.mark = known ?? envelope.id
-    if (known !== undefined) return Effect.void
-    this.root.marks.set(savepoint, envelope.id)
-    return Effect.orDie(mark(envelope.id))
+    const marked = registered.envelope && this.host.typed?.mark?.(registered, fate, others)
+    return marked === undefined ? awaited : Effect.andThen(marked, awaited)
   }
 
   private push(registered: Registered): void {
@@ -428,21 +414,6 @@ export const lastByKey = (registered: Iterable<Registered>): Map<string, Registe
 
 export const isLast = (last: ReadonlyMap<string, Registered>, registered: Registered): boolean =>
   registered.key === undefined || last.get(registered.key) === registered
-
-const noHandler =
-  "this engine has no handler for it. Provide `Epilogue.layerWith` with the intent to handle it in this "
-  + "process, or `Outbox.layer` to store it"
-
-const refuse = (tag: string, why: string, cause?: unknown): Effect.Effect<never> =>
-  Effect.die(new Error(`Epilogue: intent "${tag}" can't be deferred here: ${why}.`, { cause }))
-
-/** What a typed intent does in its epilogue. */
-const perform = (typed: Typed, registered: Registered): Effect.Effect<unknown, unknown> =>
-  typed.append === undefined
-    ? typed.perform!(registered.envelope!)
-    : Effect.map(typed.append([registered.envelope!]), ([appended]) => {
-      registered.appended = appended
-    })
 
 const ended = (what: string): Effect.Effect<never> =>
   Effect.die(

@@ -4,7 +4,6 @@
  * @since 0.1.0
  */
 import type * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
 import type * as Exit from "effect/Exit"
 
 /**
@@ -63,29 +62,4 @@ export interface Definition {
   readonly policy: { readonly timeout: Duration.Duration | undefined }
   /** Reads a payload of a version that it knows. */
   readonly decode: (payload: string, version: number) => Exit.Exit<unknown, unknown>
-}
-
-/**
- * What an engine does with typed intents. Without it, it refuses them where they are deferred.
- *
- * @category models
- * @since 0.1.0
- */
-export interface Typed {
-  /** Why this intent is refused, or `undefined`. Called where it is deferred. */
-  readonly refuse: (envelope: Envelope, definition: Definition) => string | undefined
-  /** What reports show of its payload. Defaults to the payload as it was given. */
-  readonly show?: ((envelope: Envelope, definition: Definition) => Exit.Exit<unknown, unknown>) | undefined
-  /** Runs one in its epilogue. Needed without `append`. */
-  readonly perform?: ((envelope: Envelope) => Effect.Effect<unknown, unknown>) | undefined
-  /** Hands them to a store, which then has them: all or none. */
-  readonly append?:
-    | ((envelopes: ReadonlyArray<Envelope>) => Effect.Effect<ReadonlyArray<Appended>, unknown>)
-    | undefined
-  /** Whether `append` takes part in the transaction of the boundary, so that it has to come before its `COMMIT`. */
-  readonly isTransactional?: boolean | undefined
-  /** Leaves a mark in the innermost SQL savepoint, which is gone if that rolls back. Needed if `isTransactional`. */
-  readonly mark?: ((mark: string) => Effect.Effect<void, unknown>) | undefined
-  /** The marks that are left. */
-  readonly marks?: Effect.Effect<ReadonlySet<string>, unknown> | undefined
 }

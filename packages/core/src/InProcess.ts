@@ -6,12 +6,12 @@
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Tracer from "effect/Tracer"
-import { Deferred } from "./Deferred.ts"
+import { Deferred, type Typed } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
-import type { Definition, Envelope, Typed } from "./Envelope.ts"
+import type { Definition, Envelope } from "./Envelope.ts"
 import { Delivery, handleOne, type HandlerService } from "./Handler.ts"
 import { timeoutDetached } from "./internal/timeout.ts"
 
@@ -86,9 +86,9 @@ export const typedIn = <Intents extends ReadonlyArray<Handled>>(
             + "`OutboxStore.layerMemory`"
           : undefined,
       show,
-      perform: (envelope) => {
-        const { definition, handler } = handlers.get(envelope.tag)!
-        return perform(envelope, definition, handler)
+      perform: ({ envelope }) => {
+        const { definition, handler } = handlers.get(envelope!.tag)!
+        return perform(envelope!, definition, handler)
       }
     })
   })

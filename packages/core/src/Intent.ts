@@ -41,7 +41,7 @@ import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { Deferred, isTraced } from "./Deferred.ts"
+import { Deferred, isTraced, type Queue, Registered } from "./Deferred.ts"
 import type { Definition, Envelope } from "./Envelope.ts"
 import type { BatchResult, Delivery, Handler, HandlerService } from "./Handler.ts"
 
@@ -140,6 +140,7 @@ export interface BatchOptions {
  * @since 0.1.0
  */
 export interface Intent<in out Tag extends string, in out S extends PayloadSchema> extends Definition {
+  // oxlint-disable-next-line typescript/no-empty-object-type -- nothing is ever made of it, and a class can extend it
   new(_: never): {}
   readonly [TypeId]: typeof TypeId
   readonly _tag: Tag
@@ -380,6 +381,7 @@ export const make = <
     )
   const key = `@epilogue/core/Handler/${tag}` as const
 
+  // oxlint-disable-next-line typescript/no-extraneous-class -- what it makes has to be a class, so that it can be extended
   class Definition {
     static readonly [TypeId] = TypeId
     static readonly _tag = tag
@@ -415,11 +417,11 @@ export const make = <
           return Effect.die(new Error(`Epilogue: intent "${tag}" can't be deferred: ${reason}.`, { cause }))
         }
         // It is a UUIDv7 from here on.
-        return Effect.as(queue.registerTyped(envelope, Definition, payload, fiber), envelope.id as Id)
+        return Effect.as(register(queue, envelope, Definition, payload, fiber), envelope.id as Id)
       })
 
     static readonly toLayer = (
-      handle: (payload: never, delivery: never) => Effect.Effect<unknown, unknown, never>,
+      handle: (payload: never, delivery: never) => Effect.Effect<unknown, unknown>,
       { transactional = false }: { readonly transactional?: boolean | undefined } = {}
     ) =>
       toLayer((context) => ({
@@ -431,7 +433,7 @@ export const make = <
       }))
 
     static readonly toLayerBatched = (
-      handle: (deliveries: never) => Effect.Effect<ReadonlyArray<BatchResult>, unknown, never>,
+      handle: (deliveries: never) => Effect.Effect<ReadonlyArray<BatchResult>, unknown>,
       { maxSize, maxWait }: BatchOptions
     ) => {
       check(tag, "maxSize", maxSize)
@@ -447,6 +449,38 @@ export const make = <
   // Its static side is the intent; nothing is ever made of it.
   return Definition as unknown as Intent<Tag, S>
 }
+
+/** Registers it, unless the engine refuses it. */
+const register = (
+  queue: Queue,
+  envelope: Envelope,
+  definition: Definition,
+  payload: unknown,
+  fiber: Fiber.Fiber<unknown, unknown>
+): Effect.Effect<void> => {
+  const { typed } = queue.host
+  if (typed === undefined) return refuse(envelope, noHandler)
+  const refused = typed.refuse(envelope, definition)
+  if (refused !== undefined) return refuse(envelope, refused)
+  const shown = typed.show?.(envelope, definition)
+  if (shown !== undefined && Exit.isFailure(shown)) {
+    return refuse(envelope, "what its schema encodes, it does not decode", shown)
+  }
+  const registered: Registered = new Registered(
+    Effect.suspend(() => typed.perform(registered)),
+    fiber.context,
+    { name: envelope.tag, payload: shown === undefined ? payload : shown.value },
+    envelope
+  )
+  return queue.register(registered, fiber)
+}
+
+const noHandler =
+  "this engine has no handler for it. Provide `Epilogue.layerWith` with the intent to handle it in this "
+  + "process, or `Outbox.layer` to store it"
+
+const refuse = ({ tag }: Envelope, why: string, cause?: unknown): Effect.Effect<never> =>
+  Effect.die(new Error(`Epilogue: intent "${tag}" can't be deferred here: ${why}.`, { cause }))
 
 const check = (tag: string, name: string, value: number): void => {
   if (!Number.isSafeInteger(value) || value < 1) {

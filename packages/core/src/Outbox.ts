@@ -6,10 +6,11 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { Committed } from "./Committed.ts"
-import type { Transact } from "./Deferred.ts"
+import type { Fate, Registered, Transact, Typed } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
 import type { Envelope } from "./Envelope.ts"
-import { IntentSink } from "./IntentSink.ts"
+import { IntentSink, type IntentStoreError } from "./IntentSink.ts"
+import { CommitError } from "./Outcome.ts"
 import { transactWith } from "./SqlTransaction.ts"
 
 /**
@@ -47,34 +48,106 @@ export const engineOver = (
   sink: IntentSink.Service,
   options?: EngineOptions & { readonly around?: ((transact: Transact) => Transact) | undefined }
 ): Epilogue["Service"] => {
-  const { append, capabilities, client, mark, marks } = sink
-  const { transactional: isTransactional } = capabilities
-  const transact = isTransactional && client !== undefined ? transactWith(client) : undefined
-  const typed = { refuse: refuseWith(sink), append, isTransactional, mark, marks }
+  const { capabilities: { transactional }, client } = sink
+  const transact = transactional && client !== undefined ? transactWith(client) : undefined
   return make({
     onFailure: options?.onFailure,
     client,
     transact: transact === undefined ? undefined : options?.around?.(transact) ?? transact,
-    typed,
+    typed: typedOver(sink),
     commit: (committed) => {
-      const run = Effect.andThen(
+      const run = Effect.flatMap(
         wake(sink, committed, 0),
-        (woken) => Effect.andThen(committed.run, () => wake(sink, committed, woken))
+        (woken) => Effect.andThen(committed.run, Effect.asVoid(wake(sink, committed, woken)))
       )
+      if (transactional) return run
       // What can't be appended as a whole is tried again one by one, so that the report tells of each.
-      return isTransactional ? run : Effect.andThen(Effect.ignore(committed.append(typed)), run)
+      return Effect.andThen(Effect.ignore(append(sink, committed.registered.filter(isWaiting))), run)
     }
   })
 }
 
-/** Lets workers know of what was appended, but for the first ones, which they know of. */
+const isWaiting = ({ appended, envelope }: Registered): boolean => envelope !== undefined && appended === undefined
+
+/** Lets workers know of what was appended, but for the first ones, which they know of. Answers how many there are. */
 const wake = (sink: IntentSink.Service, committed: Committed, from: number): Effect.Effect<number> =>
   Effect.suspend(() => {
-    const { appended } = committed
-    return appended.length === from
+    const envelopes = committed.registered.flatMap(({ appended, envelope }) =>
+      envelope !== undefined && appended?.duplicate === false ? [envelope] : []
+    )
+    return envelopes.length === from
       ? Effect.succeed(from)
-      : Effect.as(sink.wake(appended.slice(from)), appended.length)
+      : Effect.as(sink.wake(envelopes.slice(from)), envelopes.length)
   })
+
+/** Stores intents, in order, in one go. */
+const append = (
+  sink: IntentSink.Service,
+  registered: ReadonlyArray<Registered>
+): Effect.Effect<void, IntentStoreError> =>
+  registered.length === 0
+    ? Effect.void
+    : Effect.map(
+      sink.append(registered.map(({ envelope }) => envelope!)),
+      (appended) => registered.forEach((each, index) => each.appended = appended[index])
+    )
+
+const typedOver = (sink: IntentSink.Service): Typed => {
+  const perform: Typed["perform"] = (registered) => append(sink, [registered])
+  const refuse = refuseWith(sink)
+  return sink.capabilities.transactional
+    ? { refuse, perform, mark: markWith(sink), seal: sealWith(sink) }
+    : { refuse, perform }
+}
+
+/**
+ * Whether a savepoint was released is known only after the `COMMIT`, and a typed intent is stored before it. So the
+ * savepoint gets a mark in the database, which is gone if it rolls back.
+ */
+const markWith = ({ client, mark }: IntentSink.Service): NonNullable<Typed["mark"]> => {
+  const marks = new WeakMap<object, string>()
+  return ({ envelope }, fate, others) => {
+    const savepoint = others.find(({ key }) => key.key === client?.transactionService.key)?.level
+    if (savepoint === undefined || mark === undefined) return undefined
+    const known = marks.get(savepoint)
+    fate.mark = known ?? envelope!.id
+    if (known !== undefined) return undefined
+    marks.set(savepoint, fate.mark)
+    return Effect.orDie(mark(fate.mark))
+  }
+}
+
+/** Stores the typed intents of a boundary that count, just before its `COMMIT`. */
+const sealWith = (sink: IntentSink.Service): NonNullable<Typed["seal"]> => (all, around) => {
+  const registered = all.filter(isWaiting)
+  if (registered.length === 0) return Effect.void
+  if (around.some(({ key }) => key.key !== sink.client?.transactionService.key)) return acrossDatabases
+  const appendAlive = (marks: ReadonlySet<string> | undefined) =>
+    append(sink, registered.filter(({ fate }) => isAlive(fate, marks)))
+  const marks = registered.some(({ fate }) => fate?.mark !== undefined) ? sink.marks : undefined
+  return Effect.mapError(
+    marks === undefined ? appendAlive(undefined) : Effect.flatMap(marks, appendAlive),
+    (cause) =>
+      new CommitError({
+        cause,
+        outcome: "discarded",
+        message: "The typed intents of the boundary could not be stored, so its transaction was rolled back, and no "
+          + `intent has run. It is safe to run the program again. The reason: ${cause.message}`
+      })
+  )
+}
+
+const acrossDatabases = Effect.die(
+  new Error(
+    "Epilogue: a boundary has typed intents, and is inside a transaction of another database than that of its store, "
+      + "whose COMMIT the store can't wait for. Open that transaction inside the boundary."
+  )
+)
+
+/** Whether nothing that it was registered in has rolled back, as far as this can be known before the `COMMIT`. */
+const isAlive = (fate: Fate | undefined, marks: ReadonlySet<string> | undefined): boolean =>
+  fate === undefined
+  || (fate.mark === undefined ? fate.pending === 0 : fate.pending === 1 && marks?.has(fate.mark) === true)
 
 const refuseWith =
   ({ capabilities, name }: IntentSink.Service) => ({ partitionKey, priority }: Envelope): string | undefined =>

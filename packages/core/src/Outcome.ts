@@ -50,7 +50,7 @@ export interface Failure {
 export type Outcome =
   | { readonly _tag: "Ran"; readonly intent: Intent; readonly exit: Exit.Exit<unknown, unknown> }
   | { readonly _tag: "Skipped"; readonly intent: Intent }
-  | { readonly _tag: "Enqueued"; readonly intent: Intent; readonly id: string; readonly duplicate?: true }
+  | { readonly _tag: "Enqueued"; readonly intent: Intent; readonly id: string; readonly duplicate?: true | undefined }
   | { readonly _tag: "Postponed"; readonly intent: Intent }
 
 /**

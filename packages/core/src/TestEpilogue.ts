@@ -68,7 +68,8 @@ export const layer: Layer.Layer<Epilogue | Deferred | TestEpilogue> = Layer.effe
     typed: {
       refuse: () => undefined,
       show,
-      append: (envelopes) => Effect.succeed(envelopes.map(({ id }) => ({ id, duplicate: false })))
+      perform: (registered) =>
+        Effect.sync(() => registered.appended = { id: registered.envelope!.id, duplicate: false })
     }
   })
   const outside = new Queue("test", engine, undefined)
