@@ -161,9 +161,9 @@ const make = Effect.fnUntraced(function*(
             const due = envelope.runAt === undefined ? envelope.delay ?? 0 : envelope.runAt - now
             const queue = queues.idOf(envelope)
             if (due <= 0) waiting.add(queue)
-            else signals.tell({ queues: [queue], due })
+            else signals.tell({ _tag: "Due", queues: [queue], due })
           }
-          if (waiting.size > 0) signals.tell({ queues: Array.from(waiting), due: undefined })
+          if (waiting.size > 0) signals.tell({ _tag: "Added", queues: Array.from(waiting) })
         })
       ),
     mark: (mark) =>

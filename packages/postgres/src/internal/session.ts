@@ -6,7 +6,6 @@ import type { Beat, Claimed, OpenOptions, Session, Settlement } from "@epilogue/
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Latch from "effect/Latch"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
@@ -59,15 +58,63 @@ type BeatRow = readonly [
   startedAt: string
 ]
 
-type PromotedRow = readonly [moved: number, due: number | null]
+type PromotedRow = readonly [moved: number, due: number | null, at: number]
 
 type FreedRow = readonly [session: bigint, leased: number, locked: number, freed: number]
 
-/**
- * Claims begin where rows were found last, since before that there may be many that are deleted and not cleaned up yet. As
- * often as this they begin at the start, where rows may have become free since.
- */
+/** From where on a claim looks at a queue. */
+type Reach = "newest" | "recent" | "everything"
+
+/** As often as this a claim looks at everything, in milliseconds. */
 const sweepEvery = 5_000
+
+/** A position may be committed this much later, in milliseconds, than those that came after it, and is found nevertheless. */
+const lag = 1_000
+
+/**
+ * Before the rows that wait there may be many that are deleted and not cleaned up yet, and looking at these takes time. So
+ * claims begin where rows were found last. Those before it are found when that was all, and from time to time.
+ */
+class Floors {
+  readonly newest = new Map<number, bigint>()
+  readonly next = new Map<number, bigint>()
+  readonly recent = new Map<number, bigint>()
+  turnedAt = -Infinity
+  sweptAt = -Infinity
+  readonly queues: ReadonlyArray<number>
+  constructor(queues: ReadonlyArray<number>) {
+    this.queues = queues
+  }
+
+  see(queue: number, lowest: bigint): void {
+    this.newest.set(queue, lowest)
+  }
+
+  /** Lets the next claim look at everything: something has become free. */
+  sweep(): void {
+    this.sweptAt = -Infinity
+  }
+
+  isSweepDue(now: number): boolean {
+    return now - this.sweptAt >= sweepEvery || now < this.sweptAt
+  }
+
+  from(queues: ReadonlyArray<number>, reach: Reach, now: number): ReadonlyArray<bigint> {
+    if (now - this.turnedAt >= lag || now < this.turnedAt) {
+      this.turnedAt = now
+      for (const queue of this.queues) {
+        this.recent.set(queue, this.next.get(queue) ?? 0n)
+        this.next.set(queue, this.newest.get(queue) ?? 0n)
+      }
+    }
+    if (reach === "everything") {
+      this.sweptAt = now
+      return queues.map(() => 0n)
+    }
+    const floors = reach === "newest" ? this.newest : this.recent
+    return queues.map((queue) => floors.get(queue) ?? 0n)
+  }
+}
 
 /** How many rows that are due are moved at once. */
 const promoteAtOnce = 1_000
@@ -116,7 +163,8 @@ export const open = Effect.fnUntraced(function*(
   let dueAt = Infinity
   let isDue = true
 
-  const wake = (): void => {
+  const wake = (isFreed: boolean): void => {
+    if (isFreed) floors.sweep()
     isWoken = true
     changed.openUnsafe()
   }
@@ -151,29 +199,33 @@ export const open = Effect.fnUntraced(function*(
 
   // Claiming ---------------------------------------------------------------------------------------------------------
 
-  const floors = new Map<number, bigint>()
-  let sweptAt = -Infinity
+  const floors = new Floors(queueIds)
   let wasShort = true
   let turn = 0
+  let promotedAt = 0
 
-  const promote = Effect.suspend(() => {
-    isDue = false
-    dueAt = Infinity
-    return work.run("What is due could not be moved", statements.promote, [promoteAtOnce])
-  }).pipe(
-    Effect.onError(() =>
-      Effect.sync(() => {
-        isDue = true
+  /** Moves what is due to where it can be claimed. */
+  const promote = (sweep: boolean) =>
+    Effect.suspend(() => {
+      isDue = false
+      dueAt = Infinity
+      const from = sweep ? 0 : promotedAt - lag
+      return work.run("What is due could not be moved", statements.promote, [promoteAtOnce, from])
+    }).pipe(
+      Effect.onError(() =>
+        Effect.sync(() => {
+          isDue = true
+        })
+      ),
+      Effect.map((rows) => {
+        // A row with these columns is what the statement answers.
+        const [moved, due, at] = rows[0] as PromotedRow
+        promotedAt = at
+        if (moved === promoteAtOnce) isDue = true
+        if (due !== null) wakeIn(due)
+        return moved
       })
-    ),
-    Effect.map((rows) => {
-      // A row with these columns is what the statement answers.
-      const [moved, due] = rows[0] as PromotedRow
-      if (moved === promoteAtOnce) isDue = true
-      if (due !== null) wakeIn(due)
-      return moved
-    })
-  )
+    )
 
   /** Frees what a claim has leased whose answer never came. */
   const reclaim = (run: Run) =>
@@ -186,74 +238,79 @@ export const open = Effect.fnUntraced(function*(
           ]),
           () => {
             hasLostClaim = false
+            floors.sweep()
           }
         )
         : Effect.void
     )
 
-  /** Each session begins its claims with another queue, for when there are more queues than rows to claim. */
-  const inTurn = (): ReadonlyArray<number> => {
-    const from = turn++ % Math.max(queueIds.length, 1)
-    return [...queueIds.slice(from), ...queueIds.slice(0, from)]
-  }
-
-  const claimRows = Effect.fnUntraced(
-    function*(limit: { readonly rows: number; readonly bytes: number }, sweep: boolean) {
-      const order = inTurn()
-      const share = Math.max(1, Math.ceil(limit.rows / order.length))
-      const rows = yield* work.run("Intents could not be claimed", statements.claim, [
-        session,
-        order,
-        sweep ? order.map(() => 0n) : order.map((queue) => floors.get(queue) ?? 0n),
-        BigInt(share),
-        limit.rows,
-        limit.bytes
-      ]).pipe(
-        Effect.onExit((exit) =>
-          Effect.sync(() => {
-            if (Exit.isFailure(exit)) hasLostClaim = true
-          })
-        )
+  /** One statement. Answers also whether there is nothing left from these floors on. */
+  const claimRows = Effect.fnUntraced(function*(rows: number, bytes: number, reach: Reach) {
+    // It begins with another queue each time, for when there are more queues than rows to claim.
+    const from = turn++ % queueIds.length
+    const order = [...queueIds.slice(from), ...queueIds.slice(0, from)]
+    const share = Math.ceil(rows / order.length)
+    const answer = yield* work.run("Intents could not be claimed", statements.claim, [
+      session,
+      order,
+      floors.from(order, reach, now()),
+      BigInt(share),
+      rows,
+      bytes
+    ]).pipe(
+      Effect.onError(() =>
+        Effect.sync(() => {
+          hasLostClaim = true
+        })
       )
-      // Rows with these columns are what the statement answers.
-      const claimed = (rows as ReadonlyArray<ClaimedRow>).toSorted((a, b) => (a[1] < b[1] ? -1 : 1))
-      const lowest = new Map<number, bigint>()
-      for (const [queue, id] of claimed) {
-        held.set(id, queue)
-        if (!lowest.has(queue)) lowest.set(queue, id)
-      }
-      for (const [queue, id] of lowest) floors.set(queue, id)
-      return claimed
+    )
+    // Rows with these columns are what the statement answers.
+    const claimed = (answer as ReadonlyArray<ClaimedRow>).toSorted((a, b) => (a[1] < b[1] ? -1 : 1))
+    const counts = new Map<number, number>()
+    for (const [queue, id] of claimed) {
+      held.set(id, queue)
+      const count = counts.get(queue) ?? 0
+      if (count === 0) floors.see(queue, id)
+      counts.set(queue, count + 1)
     }
-  )
+    const found = claimed[0]?.[10] ?? 0n
+    // Of several queues that used up their share, one may have had more to give when another could not take all of its part.
+    const full = Array.from(counts.values()).filter((count) => count >= share).length
+    return {
+      claimed,
+      isCut: found > BigInt(claimed.length),
+      isAll: claimed.length < rows && full <= 1
+    }
+  })
 
   const claim: Session["claim"] = Effect.fnUntraced(function*(limit) {
     if (limit.rows < 1 || queues.length === 0) return []
     yield* reclaim(work.run)
-    if (isDue || dueAt <= now()) yield* promote
-    let isSweep = wasShort || now() - sweptAt >= sweepEvery
-    let hasPromoted = false
+    const isSweep = floors.isSweepDue(now())
+    let hasPromoted = isDue || dueAt <= now()
+    if (hasPromoted) yield* promote(isSweep)
+    let reach: Reach = isSweep ? "everything" : wasShort ? "recent" : "newest"
     const claimed: Array<ClaimedRow> = []
     let bytes = 0
+    wasShort = false
     while (claimed.length < limit.rows && (claimed.length === 0 || bytes < limit.bytes)) {
-      if (isSweep) sweptAt = now()
-      const rows = yield* claimRows({ rows: limit.rows - claimed.length, bytes: limit.bytes - bytes }, isSweep)
-      for (const row of rows) bytes += row[8]
-      claimed.push(...rows)
-      // More was found than fits: the next would be too large.
-      if (rows.length > 0 && rows.length < Number(rows[0]![10])) break
-      if (rows.length > 0 && isSweep && queueIds.length === 1) break
-      if (rows.length > 0) continue
-      if (!isSweep) {
-        isSweep = true
+      const { claimed: rows, isAll, isCut } = yield* claimRows(limit.rows - claimed.length, limit.bytes - bytes, reach)
+      for (const row of rows) {
+        claimed.push(row)
+        bytes += row[8]
+      }
+      if (isCut) break
+      if (!isAll) continue
+      wasShort = true
+      if (reach === "newest") {
+        reach = "recent"
       } else if (claimed.length === 0 && !hasPromoted) {
         hasPromoted = true
-        if ((yield* promote) === 0) break
+        if ((yield* promote(isSweep)) === 0) break
       } else {
         break
       }
     }
-    wasShort = claimed.length < limit.rows && bytes < limit.bytes
     return claimed.map(toClaimed)
   })
 
@@ -305,8 +362,8 @@ export const open = Effect.fnUntraced(function*(
       }
     }
     if (released.size > 0) {
-      for (const queue of released) floors.delete(queue)
-      signals.tell({ queues: Array.from(released), due: undefined })
+      floors.sweep()
+      signals.tell({ _tag: "Freed", queues: Array.from(released) })
     }
     return lost
   })
@@ -357,6 +414,8 @@ export const open = Effect.fnUntraced(function*(
         }
       }
       const isPast = due !== null && due <= 0
+      // What the last claim has not found is further back.
+      if (isWaiting && wasShort) floors.sweep()
       if (isPast) isDue = true
       else if (due !== null) wakeIn(due)
       return {
@@ -388,8 +447,8 @@ export const open = Effect.fnUntraced(function*(
       return freed[0]?.[3] ?? 0
     })).pipe(Effect.tap((count) => {
       if (count === 0) return Effect.void
-      floors.clear()
-      return Effect.sync(() => signals.tell({ queues: queueIds, due: undefined }))
+      // What they had may be in queues that this session does not know.
+      return Effect.sync(() => signals.tell({ _tag: "Freed", queues: undefined }))
     }))
   })
 
@@ -405,7 +464,7 @@ export const open = Effect.fnUntraced(function*(
       Array.from(held.values()),
       Array.from(held.keys())
     ])
-    yield* Effect.sync(() => signals.tell({ queues: Array.from(new Set(held.values())), due: undefined }))
+    yield* Effect.sync(() => signals.tell({ _tag: "Freed", queues: Array.from(new Set(held.values())) }))
   })).pipe(
     Effect.timeout("5 seconds"),
     Effect.catch((cause) =>

@@ -18,17 +18,17 @@ import type { Connections } from "./connections.ts"
 /** Who wants to know what happens to some queues. */
 export interface Subscriber {
   readonly queues: ReadonlySet<number>
-  /** Something may be waiting. */
-  readonly wake: () => void
+  /** Something may be waiting, perhaps before what was seen already. */
+  readonly wake: (isFreed: boolean) => void
   /** Something is due after so many milliseconds. */
   readonly due: (milliseconds: number) => void
 }
 
-/** What has happened to which queues: something waits there, or is due in so many milliseconds. */
-export interface News {
-  readonly queues: ReadonlyArray<number>
-  readonly due: number | undefined
-}
+/** What has happened to which queues: something new waits there, is free again, or is due in so many milliseconds. */
+export type News =
+  | { readonly _tag: "Added"; readonly queues: ReadonlyArray<number> }
+  | { readonly _tag: "Freed"; readonly queues: ReadonlyArray<number> | undefined }
+  | { readonly _tag: "Due"; readonly queues: ReadonlyArray<number>; readonly due: number }
 
 export interface Signals {
   /** Tells the subscribers of this process, and lets a notification be sent to others. Does not wait for that. */
@@ -60,21 +60,18 @@ const maxPayload = 7_900
 const Message = Schema.fromJsonString(Schema.Struct({
   /** The store that sent it, which has told its own subscribers already. */
   origin: Schema.String,
-  /** The queues in which something waits. `null` for all of them. */
-  queues: Schema.NullOr(Schema.Array(Schema.Int)),
+  /** The queues in which something waits. */
+  added: Schema.Array(Schema.Int),
+  /** Those in which something is free again, `null` for all of them. */
+  freed: Schema.NullOr(Schema.Array(Schema.Int)),
   /** Queues, and in how many milliseconds something is due there. */
   due: Schema.Array(Schema.Tuple([Schema.Int, Schema.Finite])),
   /** Sent by a test of the connection. */
   nonce: Schema.optional(Schema.String)
 }))
+type Message = typeof Message.Type
 const decodeMessage = Schema.decodeOption(Message)
 const encodeMessage = Schema.encodeSync(Message)
-
-/** What others are still to be told. */
-interface Untold {
-  readonly queues: Set<number>
-  readonly due: Map<number, number>
-}
 
 export const make = Effect.fnUntraced(function*(options: {
   readonly config: PgConnection.Config
@@ -91,9 +88,9 @@ export const make = Effect.fnUntraced(function*(options: {
 
   // Here -------------------------------------------------------------------------------------------------------------
 
-  const wakeHere = (queues?: ReadonlyArray<number>): void => {
+  const wakeHere = (isFreed: boolean, queues?: ReadonlyArray<number>): void => {
     for (const subscriber of subscribers) {
-      if (queues === undefined || queues.some((queue) => subscriber.queues.has(queue))) subscriber.wake()
+      if (queues === undefined || queues.some((queue) => subscriber.queues.has(queue))) subscriber.wake(isFreed)
     }
   }
   const dueHere = (queue: number, milliseconds: number): void => {
@@ -104,31 +101,57 @@ export const make = Effect.fnUntraced(function*(options: {
 
   // To others: what is told while a notification is under way goes into the next one ------------------------------------
 
-  const untold: Untold = { queues: new Set(), due: new Map() }
+  const added = new Set<number>()
+  const due = new Map<number, number>()
+  let freed: Set<number> | undefined = new Set()
   const hasUntold = Latch.makeUnsafe()
 
-  const addDue = (queue: number, milliseconds: number): void => {
-    untold.due.set(queue, Math.min(milliseconds, untold.due.get(queue) ?? Infinity))
+  const add = (news: News): void => {
+    switch (news._tag) {
+      case "Added":
+        for (const queue of news.queues) added.add(queue)
+        break
+      case "Freed":
+        if (news.queues === undefined) freed = undefined
+        else for (const queue of news.queues) freed?.add(queue)
+        break
+      case "Due":
+        for (const queue of news.queues) due.set(queue, Math.min(news.due, due.get(queue) ?? Infinity))
+    }
+  }
+
+  const take = (): Message => {
+    const message: Message = {
+      origin,
+      added: Array.from(added),
+      freed: freed === undefined ? null : Array.from(freed),
+      due: Array.from(due)
+    }
+    added.clear()
+    due.clear()
+    freed = new Set()
+    return message
+  }
+
+  const putBack = (message: Message): void => {
+    add({ _tag: "Added", queues: message.added })
+    add({ _tag: "Freed", queues: message.freed ?? undefined })
+    for (const [queue, milliseconds] of message.due) add({ _tag: "Due", queues: [queue], due: milliseconds })
   }
 
   const flush = Effect.suspend(() => {
     hasUntold.closeUnsafe()
-    if (untold.queues.size + untold.due.size === 0) return Effect.void
-    const queues = Array.from(untold.queues)
-    const due = Array.from(untold.due)
-    untold.queues.clear()
-    untold.due.clear()
-    const payload = encodeMessage({ origin, queues, due })
-    return notify(payload.length > maxPayload ? encodeMessage({ origin, queues: null, due: [] }) : payload).pipe(
-      Effect.onInterrupt(() =>
-        Effect.sync(() => {
-          for (const queue of queues) untold.queues.add(queue)
-          for (const [queue, milliseconds] of due) addDue(queue, milliseconds)
-        })
-      ),
-      // Whoever is not told finds out at the next poll.
-      Effect.ignore({ log: "Debug" })
+    if (added.size + due.size + (freed?.size ?? 1) === 0) return Effect.void
+    const message = take()
+    const payload = encodeMessage(message)
+    return notify(
+      payload.length > maxPayload ? encodeMessage({ ...message, added: [], freed: null, due: [] }) : payload
     )
+      .pipe(
+        Effect.onInterrupt(() => Effect.sync(() => putBack(message))),
+        // Whoever is not told finds out at the next poll.
+        Effect.ignore({ log: "Debug" })
+      )
   })
   // A process that adds intents and ends at once still tells of them.
   yield* Effect.addFinalizer(() => flush)
@@ -141,13 +164,13 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const hear = (payload: string): void => {
     const message = Option.getOrUndefined(decodeMessage(payload))
-    if (message?.nonce !== undefined) {
+    if (message === undefined) return wakeHere(true)
+    if (message.nonce !== undefined) {
       const nonce = nonces.get(message.nonce)
       if (nonce !== undefined) Deferred.doneUnsafe(nonce, Effect.void)
-    } else if (message === undefined || message.queues === null) {
-      wakeHere()
     } else if (message.origin !== origin) {
-      wakeHere(message.queues)
+      wakeHere(false, message.added)
+      wakeHere(true, message.freed ?? undefined)
       for (const [queue, milliseconds] of message.due) dueHere(queue, milliseconds)
     }
   }
@@ -157,7 +180,7 @@ export const make = Effect.fnUntraced(function*(options: {
     const nonce = randomUUID()
     const arrived = yield* Deferred.make<void>()
     nonces.set(nonce, arrived)
-    const exit = yield* notify(encodeMessage({ origin, queues: [], due: [], nonce })).pipe(
+    const exit = yield* notify(encodeMessage({ origin, added: [], freed: [], due: [], nonce })).pipe(
       Effect.andThen(Deferred.await(arrived)),
       Effect.timeout(testTimeout),
       Effect.exit
@@ -171,7 +194,7 @@ export const make = Effect.fnUntraced(function*(options: {
     const connection = yield* PgConnection.make(config)
     const notifications = yield* connection.listen(channel)
     // What was notified before is lost.
-    wakeHere()
+    wakeHere(true)
     yield* Effect.forkScoped(Effect.repeat(test, Schedule.spaced(testEvery)))
     yield* Effect.ignore(Effect.forever(Effect.map(Queue.take(notifications), ({ payload }) => hear(payload))))
   })).pipe(
@@ -188,14 +211,14 @@ export const make = Effect.fnUntraced(function*(options: {
   })
 
   return {
-    tell: ({ due, queues }) => {
-      for (const queue of queues) {
-        if (due === undefined) untold.queues.add(queue)
-        else addDue(queue, due)
-      }
-      if (due === undefined) wakeHere(queues)
-      else for (const queue of queues) dueHere(queue, due)
+    tell: (news) => {
+      add(news)
       hasUntold.openUnsafe()
+      if (news._tag === "Due") {
+        for (const queue of news.queues) dueHere(queue, news.due)
+      } else {
+        wakeHere(news._tag === "Freed", news.queues)
+      }
     },
     subscribe: Effect.fnUntraced(function*(subscriber) {
       yield* Effect.acquireRelease(

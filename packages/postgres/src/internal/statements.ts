@@ -109,11 +109,15 @@ SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (
 
     register: `INSERT INTO ${name}.worker (id, lease_ms) VALUES ($1, $2)`,
 
-    /** Moves up to `$1` rows that are due to where they can be claimed, and answers `[how many, when the next is due]`. */
+    /**
+     * Moves up to `$1` rows that have become due since `$2` to where they can be claimed, and answers `[how many, when the next
+     * is due, when that was]`.
+     */
     promote: `WITH due AS (
   DELETE FROM ${name}.delayed WHERE ctid = ANY (ARRAY (
-    SELECT ctid FROM ${name}.delayed WHERE due <= statement_timestamp()
-    ORDER BY due, id LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT ctid FROM ${name}.delayed
+    WHERE due >= to_timestamp($2::float8 / 1000) AND due <= statement_timestamp()
+    ORDER BY due, id LIMIT $1::int8 FOR UPDATE SKIP LOCKED
   ))
   RETURNING due, id, queue, ${columns}
 ), moved AS (
@@ -124,7 +128,7 @@ SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (
 SELECT (SELECT count(*)::int4 FROM moved), (
   SELECT ${milliseconds("due - clock_timestamp()")} FROM ${name}.delayed
   WHERE due > statement_timestamp() ORDER BY due, id LIMIT 1
-)`,
+), ${milliseconds("statement_timestamp()")}`,
 
     /**
      * Leases up to `$5` rows of together `$6` bytes to the session `$1`: from each queue of `$2`, at or after its position in
