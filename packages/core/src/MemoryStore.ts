@@ -198,6 +198,11 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
     arrive(row)
   }
 
+  const putOff = (row: Row, delay: number, millis: number): void => {
+    placeAt(row, millis + delay, millis)
+    if (!row.isDelayed) wakeFor(row)
+  }
+
   /** It is gone, so its lane goes on. */
   const leave = (row: Row): void => {
     rows.delete(row)
@@ -399,14 +404,14 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
               break
             case "Failed":
               row.failures++
-              placeAt(row, millis + settlement.delay, millis)
+              putOff(row, settlement.delay, millis)
               break
             case "Snoozed":
-              placeAt(row, millis + settlement.delay, millis)
+              putOff(row, settlement.delay, millis)
               break
             case "Undecodable":
               row.undecodableSince ??= millis
-              placeAt(row, millis + settlement.delay, millis)
+              putOff(row, settlement.delay, millis)
               break
           }
         }
