@@ -2,6 +2,7 @@
  * How envelopes become the parameters of a statement.
  */
 import type { Appended, Envelope } from "@epilogue/core/IntentSink"
+import { createHash } from "node:crypto"
 
 /** About how many bytes of payload one statement carries. */
 const maxBytes = 8 * 2 ** 20
@@ -74,8 +75,7 @@ const batchOf = (placed: ReadonlyArray<Placed>): Batch => {
     params: isKeyed
       ? [
         ...params,
-        column(({ tag }) => tag),
-        column(({ idempotencyKey }) => idempotencyKey),
+        column(({ idempotencyKey, tag }) => idempotencyKey === undefined ? undefined : digestOf(tag, idempotencyKey)),
         column(({ remember }) => clamp(remember)),
         column(({ delay }) => delay === undefined ? undefined : clamp(delay)),
         column(({ runAt }) => runAt === undefined ? undefined : clamp(runAt))
@@ -83,6 +83,10 @@ const batchOf = (placed: ReadonlyArray<Placed>): Batch => {
       : params
   }
 }
+
+/** Stands for an idempotency key, which may be longer than what an index holds. Of SHA-256 as much as a UUID holds. */
+const digestOf = (tag: string, idempotencyKey: string): string =>
+  createHash("sha256").update(JSON.stringify([tag, idempotencyKey])).digest("hex").slice(0, 32)
 
 /** A few hundred years are enough for anybody, and more than that is too much for an interval. */
 const clamp = (milliseconds: number): number => Math.min(Math.max(milliseconds, -1e13), 1e13)
@@ -104,6 +108,7 @@ export const answer = (
   envelopes.map(({ id }, index) => {
     const first = duplicates.get(index)
     if (first !== undefined) return { id: known.get(first) ?? envelopes[first]?.id ?? id, duplicate: true }
-    const found = known.get(index) ?? id
-    return { id: found, duplicate: found !== id }
+    const found = known.get(index) ?? id.toLowerCase()
+    const duplicate = found !== id.toLowerCase()
+    return { id: duplicate ? found : id, duplicate }
   })

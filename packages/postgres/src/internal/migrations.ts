@@ -49,10 +49,10 @@ CREATE TABLE $schema.waiting (
   vacuum_truncate = off
 );
 CREATE TABLE $schema.delayed (
-  due timestamptz NOT NULL,
-  id int8 NOT NULL,
   queue int4 NOT NULL,
   failures int4 NOT NULL DEFAULT 0,
+  due timestamptz NOT NULL,
+  id int8 NOT NULL,
   enqueued_at timestamptz NOT NULL,
   intent uuid NOT NULL,
   crashes int4 NOT NULL DEFAULT 0,
@@ -60,7 +60,7 @@ CREATE TABLE $schema.delayed (
   traceparent text,
   failure text,
   payload text NOT NULL,
-  PRIMARY KEY (due, id)
+  PRIMARY KEY (queue, due, id)
 ) WITH (
   autovacuum_vacuum_scale_factor = 0,
   autovacuum_vacuum_threshold = 1000,
@@ -81,11 +81,9 @@ CREATE TABLE $schema.dead (
   PRIMARY KEY (queue, id)
 );
 CREATE TABLE $schema.remembered (
-  tag text NOT NULL,
-  key text NOT NULL,
+  digest uuid PRIMARY KEY,
   intent uuid NOT NULL,
-  until timestamptz NOT NULL,
-  PRIMARY KEY (tag, key)
+  until timestamptz NOT NULL
 );
 CREATE INDEX remembered_until ON $schema.remembered (until);
 CREATE TABLE $schema.worker (

@@ -23,11 +23,9 @@ export interface Queue {
 
 /** Where a delivery is. */
 class Place {
-  readonly session: bigint
   readonly queue: number
   readonly id: bigint
-  constructor(session: bigint, queue: number, id: bigint) {
-    this.session = session
+  constructor(queue: number, id: bigint) {
     this.queue = queue
     this.id = id
   }
@@ -116,8 +114,8 @@ class Floors {
   }
 }
 
-/** How many rows that are due are moved at once. */
-const promoteAtOnce = 1_000
+/** How many rows of a queue that are due are moved at once. */
+const promoteAtOnce = 500
 
 /** How many idempotency keys are forgotten at once, and how often. */
 const forgetAtOnce = 1_000
@@ -210,7 +208,7 @@ export const open = Effect.fnUntraced(function*(
       isDue = false
       dueAt = Infinity
       const from = sweep ? 0 : promotedAt - lag
-      return work.run("What is due could not be moved", statements.promote, [promoteAtOnce, from])
+      return work.run("What is due could not be moved", statements.promote, [queueIds, promoteAtOnce, from])
     }).pipe(
       Effect.onError(() =>
         Effect.sync(() => {
@@ -221,7 +219,8 @@ export const open = Effect.fnUntraced(function*(
         // A row with these columns is what the statement answers.
         const [moved, due, at] = rows[0] as PromotedRow
         promotedAt = at
-        if (moved === promoteAtOnce) isDue = true
+        // One of them may have had more than that.
+        if (moved >= promoteAtOnce) isDue = true
         if (due !== null) wakeIn(due)
         return moved
       })
@@ -319,7 +318,7 @@ export const open = Effect.fnUntraced(function*(
     const { tag, version } = byId.get(queue)!
     return {
       id: intent,
-      token: new Place(session, queue, id),
+      token: new Place(queue, id),
       tag,
       version,
       payload,
@@ -358,7 +357,12 @@ export const open = Effect.fnUntraced(function*(
       } else if (settlement._tag === "Released") {
         released.add(place.queue)
       } else if (isLater(settlement)) {
-        wakeIn(settlement.delay)
+        if (settlement.delay > 0) {
+          wakeIn(settlement.delay)
+        } else {
+          isDue = true
+          wake(false)
+        }
       }
     }
     if (released.size > 0) {
@@ -378,11 +382,6 @@ export const open = Effect.fnUntraced(function*(
     yield* client.afterCommit(Effect.sync(() => void held.delete(id)))
     return rows.length > 0
   })
-
-  const placeOf = ({ token }: Claimed): Place => {
-    if (token instanceof Place && token.session === session) return token
-    throw new Error("Epilogue: a delivery is settled in a session that has not claimed it")
-  }
 
   // Living and dying -------------------------------------------------------------------------------------------------
 
@@ -484,6 +483,11 @@ export const open = Effect.fnUntraced(function*(
   )
   return { claim, settle, settleInTransaction, beat, recover, wakes }
 })
+
+const placeOf = ({ id, token }: Claimed): Place => {
+  if (token instanceof Place) return token
+  throw new Error(`Epilogue: the delivery of intent ${id} was not claimed from a PgOutboxStore`)
+}
 
 /** Not one from a sequence: after a restore that would begin again, and a new session would have the leases of an old one. */
 const newSession = (): bigint => BigInt.asUintN(62, crypto.getRandomValues(new BigInt64Array(1))[0]!) + 1n

@@ -75,22 +75,22 @@ ORDER BY n`,
      * stands for]`. The keys are sorted, so that two of these never wait for each other.
      */
     appendKeyed: `WITH given AS MATERIALIZED (
-  SELECT queue, intent, traceparent, payload, tag, key, n,
+  SELECT queue, intent, traceparent, payload, digest, n,
     ${interval("remember")} AS remember,
     CASE WHEN delay IS NOT NULL THEN statement_timestamp() + ${interval("delay")}
       WHEN run_at IS NOT NULL THEN to_timestamp(run_at / 1000.0) END AS due
-  FROM unnest($1::int4[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::float8[], $8::float8[], $9::float8[])
-    WITH ORDINALITY AS g(queue, intent, traceparent, payload, tag, key, remember, delay, run_at, n)
+  FROM unnest($1::int4[], $2::uuid[], $3::text[], $4::text[], $5::uuid[], $6::float8[], $7::float8[], $8::float8[])
+    WITH ORDINALITY AS g(queue, intent, traceparent, payload, digest, remember, delay, run_at, n)
 ), known AS (
-  INSERT INTO ${name}.remembered AS r (tag, key, intent, until)
-  SELECT tag, key, intent, greatest(due, statement_timestamp()) + remember FROM given WHERE key IS NOT NULL
-  ORDER BY tag COLLATE "C", key COLLATE "C"
-  ON CONFLICT (tag, key) DO UPDATE SET
+  INSERT INTO ${name}.remembered AS r (digest, intent, until)
+  SELECT digest, intent, greatest(due, statement_timestamp()) + remember FROM given WHERE digest IS NOT NULL
+  ORDER BY digest
+  ON CONFLICT (digest) DO UPDATE SET
     intent = CASE WHEN r.until <= statement_timestamp() THEN excluded.intent ELSE r.intent END,
     until = CASE WHEN r.until <= statement_timestamp() THEN excluded.until ELSE r.until END
-  RETURNING tag, key, intent
+  RETURNING digest, intent
 ), fresh AS MATERIALIZED (
-  SELECT * FROM given WHERE key IS NULL OR intent IN (SELECT intent FROM known)
+  SELECT * FROM given WHERE digest IS NULL OR intent IN (SELECT intent FROM known)
 ), due AS (
   INSERT INTO ${name}.waiting (queue, id, enqueued_at, intent, traceparent, payload)
   SELECT queue, ${next}, statement_timestamp(), intent, traceparent, payload
@@ -100,7 +100,7 @@ ORDER BY n`,
   SELECT due, queue, ${next}, statement_timestamp(), intent, traceparent, payload
   FROM fresh WHERE due > statement_timestamp() ORDER BY n
 )
-SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (tag, key)`,
+SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (digest)`,
 
     // Neither answers with a type that a client could read in a way of its own: the first with no row at all.
     mark: `SELECT WHERE set_config('epilogue.marks',
@@ -110,14 +110,18 @@ SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (
     register: `INSERT INTO ${name}.worker (id, lease_ms) VALUES ($1, $2)`,
 
     /**
-     * Moves up to `$1` rows that have become due since `$2` to where they can be claimed, and answers `[how many, when the next
-     * is due, when that was]`.
+     * Moves up to `$2` rows of each queue of `$1` that have become due since `$3` to where they can be claimed, and answers
+     * `[how many, when the next is due, when that was]`.
      */
-    promote: `WITH due AS (
+    promote: `WITH given AS MATERIALIZED (
+  SELECT * FROM unnest($1::int4[]) AS g(queue)
+), due AS (
   DELETE FROM ${name}.delayed WHERE ctid = ANY (ARRAY (
-    SELECT ctid FROM ${name}.delayed
-    WHERE due >= to_timestamp($2::float8 / 1000) AND due <= statement_timestamp()
-    ORDER BY due, id LIMIT $1::int8 FOR UPDATE SKIP LOCKED
+    SELECT d.tid FROM given AS g CROSS JOIN LATERAL (
+      SELECT ctid AS tid FROM ${name}.delayed
+      WHERE queue = g.queue AND due >= to_timestamp($3::float8 / 1000) AND due <= statement_timestamp()
+      ORDER BY queue, due, id LIMIT $2::int8 FOR UPDATE SKIP LOCKED
+    ) AS d
   ))
   RETURNING due, id, queue, ${columns}
 ), moved AS (
@@ -126,8 +130,11 @@ SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (
   RETURNING 1
 )
 SELECT (SELECT count(*)::int4 FROM moved), (
-  SELECT ${milliseconds("due - clock_timestamp()")} FROM ${name}.delayed
-  WHERE due > statement_timestamp() ORDER BY due, id LIMIT 1
+  SELECT min(${milliseconds("d.due - clock_timestamp()")}) FROM given AS g CROSS JOIN LATERAL (
+    SELECT due FROM ${name}.delayed
+    WHERE queue = g.queue AND due > statement_timestamp()
+    ORDER BY queue, due, id LIMIT 1
+  ) AS d
 ), ${milliseconds("statement_timestamp()")}`,
 
     /**
@@ -213,7 +220,7 @@ SELECT id FROM gone UNION ALL SELECT id FROM free`,
 
     /**
      * Shows that `$1` is alive, and answers `[whether it is, the ids, beats and leases of all, whether something waits in a
-     * queue of $2, when the next is due, when the server was started]`.
+     * queue of $2, when the next of these is due, when the server was started]`.
      */
     beat: `WITH me AS (
   UPDATE ${name}.worker SET beat = beat + 1 WHERE id = $1 AND beat >= 0 RETURNING 1
@@ -227,7 +234,11 @@ SELECT EXISTS (SELECT FROM me), coalesce(ids, '{}'), coalesce(beats, '{}'), coal
       SELECT FROM ${name}.waiting WHERE queue = q.queue AND lease = 0 ORDER BY queue, id LIMIT 1
     ) AS w
   ),
-  (SELECT ${milliseconds("due - clock_timestamp()")} FROM ${name}.delayed ORDER BY due, id LIMIT 1),
+  (
+    SELECT min(${milliseconds("d.due - clock_timestamp()")}) FROM unnest($2::int4[]) AS q(queue) CROSS JOIN LATERAL (
+      SELECT due FROM ${name}.delayed WHERE queue = q.queue ORDER BY queue, due, id LIMIT 1
+    ) AS d
+  ),
   pg_postmaster_start_time()::text
 FROM every`,
 
