@@ -93,6 +93,8 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
   const rows = new Set<Row>()
   /** The delayed ones, the one that is due first in front. */
   const delayed: Array<Row> = []
+  /** Those whose latch is opened when the operation is over. */
+  const toSignal = new Set<Holder>()
   let sequence = 0
   let remembered = 0
   let sweepAt = 1_000
@@ -110,7 +112,12 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
     Clock.clockWith((clock) => {
       const now = { millis: clock.currentTimeMillisUnsafe(), nanos: clock.monotonicTimeNanosUnsafe() }
       promote(now)
-      return Effect.succeed(run(now))
+      const result = run(now)
+      const signalled = Array.from(toSignal)
+      toSignal.clear()
+      // A fiber that waits runs at once when its latch is opened, so it does not see an operation half done.
+      for (const { changed } of signalled) changed.openUnsafe()
+      return Effect.succeed(result)
     })
 
   // What can be claimed ----------------------------------------------------------------------------------------------
@@ -178,7 +185,7 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
     }
     delayed.splice(low, 0, row)
     // Whoever waits for the one that was first has less time to wait now.
-    if (low === 0) { for (const { changed } of holders) changed.openUnsafe() }
+    if (low === 0) { for (const holder of holders) toSignal.add(holder) }
   }
 
   const promote = ({ millis }: Now): void => {
@@ -245,7 +252,7 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
     for (const holder of holders) {
       if (!holder.isWoken && holder.subscriptions.get(tag)?.includes(version) === true) {
         holder.isWoken = true
-        holder.changed.openUnsafe()
+        toSignal.add(holder)
       }
     }
   }

@@ -16,6 +16,7 @@ import { ordering, priorities } from "./ordering.ts"
 import { settlements } from "./settlements.ts"
 import { transactions } from "./transactions.ts"
 import { wakes } from "./wakes.ts"
+import { workers } from "./workers.ts"
 
 /**
  * What the suite needs to know of a store, and of the test runner.
@@ -74,7 +75,8 @@ export const suite = (options: SuiteOptions): void => {
     ["wakes", true, wakes],
     ["order by key", capabilities.ordered, ordering],
     ["priorities", capabilities.priorities, priorities],
-    ["transactions", capabilities.transactional, transactions]
+    ["transactions", capabilities.transactional, transactions],
+    ["workers", true, workers]
   ]
   describe(name, () => {
     for (const [part, isPromised, register] of parts) {
