@@ -15,7 +15,13 @@ export default defineConfig({
         }
       },
       {
-        test: { name: "docs", root: "docs", include: ["test/**/*.test.ts"] }
+        test: {
+          name: "docs",
+          root: "docs",
+          include: ["test/**/*.test.ts"],
+          globalSetup: "@epilogue/embedded-postgres/globalSetup",
+          testTimeout: 60_000
+        }
       },
       {
         test: {

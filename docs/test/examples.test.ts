@@ -1,4 +1,5 @@
-import { EmbeddedPostgres, layer } from "@epilogue/embedded-postgres"
+import { EmbeddedPostgres } from "@epilogue/embedded-postgres"
+import { layerServer } from "@epilogue/embedded-postgres/TestDatabase"
 import { parse } from "comment-parser"
 import * as Effect from "effect/Effect"
 import * as ManagedRuntime from "effect/ManagedRuntime"
@@ -55,7 +56,7 @@ for (const { examples } of sources) {
   for (const { code, file } of examples) writeFileSync(file, `${code}\nexport {}\n`)
 }
 
-const server = ManagedRuntime.make(layer)
+const server = ManagedRuntime.make(layerServer)
 afterAll(() => server.dispose())
 
 const run = (file: string, env: NodeJS.ProcessEnv = process.env) =>
