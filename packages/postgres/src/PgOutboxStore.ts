@@ -4,7 +4,6 @@
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import type * as PgConnection from "@effect/sql-pg/PgConnection"
 import { type Capabilities, type Envelope, IntentSink, IntentStoreError } from "@epilogue/core/IntentSink"
 import { OutboxStore, type Subscription } from "@epilogue/core/OutboxStore"
 import * as Context from "effect/Context"
@@ -31,7 +30,8 @@ export interface Options {
 
 const capabilities: Capabilities = { durable: true, transactional: true, ordered: false, priorities: false }
 
-/** How many connections claims and settlements share. */
+/** How many connections there are at most for what is rare, and how many claims and settlements share. */
+const controlConnections = 2
 const workConnections = 2
 
 /**
@@ -116,10 +116,11 @@ const make = Effect.fnUntraced(function*(
   const schema = yield* schemaOf(options)
   const statements = Statements.make(schema)
   const client = yield* PgClient.PgClient
-  const config = yield* check(configOf(client), schema, statements)
-  const control = yield* makeConnections(config, 1)
-  const work = yield* makeConnections(config, workConnections)
-  const beats = yield* makeConnections(config, 1)
+  const config = configOf(client)
+  const control = yield* makeConnections(config, controlConnections)
+  const work = yield* makeConnections(config, workConnections, Statements.planning)
+  const beats = yield* makeConnections(config, 1, Statements.planning)
+  yield* check(control, schema, statements)
   const signals = yield* Signals.make({
     config,
     connections: control,
@@ -201,21 +202,16 @@ const make = Effect.fnUntraced(function*(
   }
 })
 
-/** A store for which the server will do, or the reason why it won't. Answers how to connect. */
-const check = (
-  config: PgConnection.Config,
-  schema: string,
-  statements: Statements.Statements
-): Effect.Effect<PgConnection.Config, IntentStoreError> =>
-  Effect.scoped(Effect.gen(function*() {
-    const { run } = yield* makeConnections(config, 1)
+/** Fails with the reason why the server will not do. */
+const check = Effect.fnUntraced(
+  function*({ run }: Connections, schema: string, statements: Statements.Statements) {
     const name = Statements.quote(schema)
     const fail = (message: string) => Effect.fail(new IntentStoreError({ message }))
     // A row with these columns is what the statement answers.
-    const [isReplica, isReadOnly, isMigrated, isolation] = (yield* run(
+    const [isReplica, isReadOnly, isMigrated] = (yield* run(
       "PostgreSQL does not answer. Check that it runs, and the settings of the PgClient",
       statements.server
-    ))[0] as [boolean, boolean, boolean, string]
+    ))[0] as [boolean, boolean, boolean]
     if (isReplica) {
       return yield* fail("PostgreSQL is a replica, where nothing can be stored. Connect the PgClient to the primary.")
     }
@@ -247,11 +243,8 @@ const check = (
           + `version ${oldest}; this one knows ${Migrations.version}. Use a newer version of @epilogue/postgres.`
       )
     }
-    return isolation === "read committed" ? config : {
-      ...config,
-      startupParameters: { ...config.startupParameters, default_transaction_isolation: "read committed" }
-    }
-  }))
+  }
+)
 
 /** The queues, one for each version of each tag, as far as this process knows them. */
 const makeQueues = (connections: Connections, statements: Statements.Statements) => {

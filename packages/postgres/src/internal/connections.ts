@@ -45,38 +45,90 @@ export const configOf = ({ config }: PgClient.PgClient): PgConnection.Config => 
   maxMessageSize: 2 ** 30
 })
 
+/** What a connection is told before its first statement. */
+export interface Settings {
+  readonly [name: string]: string
+}
+
+/** Statements run as the user's client may not have them run: one at a time, on the newest state. */
+const common: Settings = { default_transaction_isolation: "read committed" }
+
 export const make = (
   config: PgConnection.Config,
-  maxConnections: number
+  maxConnections: number,
+  settings: Settings = {}
 ): Effect.Effect<Connections, never, Scope.Scope> =>
   Effect.map(
     // A pool that holds no connection yet cannot fail.
     Effect.orDie(PgPool.make({ ...config, minConnections: 0, maxConnections })),
     (pool) => {
+      const isOwn = new WeakMap<PgConnection.PgConnection, boolean>()
       const runOn = (connection: PgConnection.PgConnection): Run => (what, sql, params) =>
         Effect.mapError(connection.queryValues(sql, params), failed(what))
+
+      /** Whether the server keeps what this connection is told. Behind a pooler the next statement may run anywhere. */
+      const keepsSettings = (connection: PgConnection.PgConnection): Effect.Effect<boolean, IntentStoreError> => {
+        const known = isOwn.get(connection)
+        if (known !== undefined) return Effect.succeed(known)
+        const told = Object.entries({ ...common, ...settings }).map(([name, value]) =>
+          `set_config('${name}', '${value}', false)`
+        )
+        return Effect.map(
+          runOn(connection)(
+            "PostgreSQL does not let itself be set up",
+            `SELECT CASE WHEN pg_backend_pid() = $1::int4 THEN concat(${told.join(", ")}) END IS NOT NULL`,
+            [connection.processId]
+          ),
+          (rows) => {
+            const isKept = rows[0]?.[0] === true
+            isOwn.set(connection, isKept)
+            return isKept
+          }
+        )
+      }
+
+      const transactionOn = <A>(
+        connection: PgConnection.PgConnection,
+        f: (run: Run) => Effect.Effect<A, IntentStoreError>
+      ): Effect.Effect<A, IntentStoreError> => {
+        const run = runOn(connection)
+        return Effect.uninterruptibleMask((restore) =>
+          run("A transaction could not be started", "BEGIN ISOLATION LEVEL READ COMMITTED").pipe(
+            Effect.andThen(restore(f(run))),
+            Effect.onExit((exit) =>
+              Exit.isSuccess(exit)
+                ? run("A transaction could not be committed", "COMMIT")
+                // A connection whose `ROLLBACK` fails is of no use to anybody.
+                : Effect.catchTag(run("", "ROLLBACK"), "IntentStoreError", () => pool.invalidate(connection))
+            )
+          )
+        )
+      }
+
+      const use = <A>(f: (connection: PgConnection.PgConnection) => Effect.Effect<A, IntentStoreError>) =>
+        Effect.catchTag(
+          pool.use(f),
+          "SqlError",
+          (cause) => Effect.fail(failed("PostgreSQL cannot be reached")(cause))
+        )
+
       return {
         run: (what, sql, params) =>
-          Effect.mapError(pool.use((connection) => connection.queryValues(sql, params)), failed(what)),
-        transaction: (f) =>
-          Effect.catchTag(
-            pool.use((connection) => {
-              const run = runOn(connection)
-              return Effect.uninterruptibleMask((restore) =>
-                run("A transaction could not be started", "BEGIN ISOLATION LEVEL READ COMMITTED").pipe(
-                  Effect.andThen(restore(f(run))),
-                  Effect.onExit((exit) =>
-                    Exit.isSuccess(exit)
-                      ? run("A transaction could not be committed", "COMMIT")
-                      // Whose `ROLLBACK` fails is of no use to anybody.
-                      : Effect.catchTag(run("", "ROLLBACK"), "IntentStoreError", () => pool.invalidate(connection))
-                  )
-                )
-              )
-            }),
-            "SqlError",
-            (cause) => Effect.fail(failed("PostgreSQL cannot be reached")(cause))
-          )
+          use((connection) =>
+            Effect.flatMap(keepsSettings(connection), (isKept) =>
+              isKept
+                ? runOn(connection)(what, sql, params)
+                : transactionOn(connection, (run) =>
+                  Effect.andThen(
+                    Effect.forEach(
+                      Object.entries(settings),
+                      ([name, value]) => run(what, `SET LOCAL ${name} = '${value}'`),
+                      { discard: true }
+                    ),
+                    run(what, sql, params)
+                  )))
+          ),
+        transaction: (f) => use((connection) => transactionOn(connection, f))
       }
     }
   )

@@ -394,7 +394,14 @@ export const open = Effect.fnUntraced(function*(
   }
 
   const beat: Session["beat"] = Effect.map(
-    Effect.suspend(() => beats.run("The session could not be kept alive", statements.beat, [session, queueIds])),
+    Effect.suspend(() => {
+      const reach = floors.isSweepDue(now()) ? "everything" : "recent"
+      return beats.run("The session could not be kept alive", statements.beat, [
+        session,
+        queueIds,
+        floors.from(queueIds, reach, now())
+      ])
+    }),
     (rows): Beat => {
       // A row with these columns is what the statement answers.
       const [isAlive, ids, counts, leases, isWaiting, due, startedAt] = rows[0] as BeatRow

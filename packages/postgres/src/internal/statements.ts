@@ -17,6 +17,12 @@ const milliseconds = (interval: string) => `(extract(epoch FROM ${interval}) * 1
 /** An interval of so many milliseconds. */
 const interval = (value: string) => `make_interval(secs => ${value} / 1000.0)`
 
+/**
+ * How the statements of sessions are planned: along the indexes, whatever the statistics say. Of a table that was empty or full
+ * a moment ago they say the wrong thing, and then a claim would read and sort all that waits.
+ */
+export const planning = { enable_bitmapscan: "off", enable_seqscan: "off", jit: "off" } as const
+
 /** How a settlement is told to the database. */
 export const kinds = { Succeeded: 0, Failed: 1, Snoozed: 2, Undecodable: 3, Dead: 4, Released: 5 } as const
 
@@ -45,8 +51,7 @@ export const make = (schema: string) => {
   return {
     /** What a store needs to know of the server before it uses it. */
     server: `SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
-  to_regclass('${name.replaceAll("'", "''")}.migration') IS NOT NULL,
-  current_setting('default_transaction_isolation')`,
+  to_regclass('${name.replaceAll("'", "''")}.migration') IS NOT NULL`,
 
     /** `[version, oldest]` of the tables. */
     versionFound: `SELECT coalesce(max(version), 0)::int4, coalesce(max(oldest), 0)::int4 FROM ${name}.migration`,
@@ -220,7 +225,7 @@ SELECT id FROM gone UNION ALL SELECT id FROM free`,
 
     /**
      * Shows that `$1` is alive, and answers `[whether it is, the ids, beats and leases of all, whether something waits in a
-     * queue of $2, when the next of these is due, when the server was started]`.
+     * queue of `$2` at or after its position in `$3`, when the next of these is due, when the server was started]`.
      */
     beat: `WITH me AS (
   UPDATE ${name}.worker SET beat = beat + 1 WHERE id = $1 AND beat >= 0 RETURNING 1
@@ -230,8 +235,8 @@ SELECT id FROM gone UNION ALL SELECT id FROM free`,
 )
 SELECT EXISTS (SELECT FROM me), coalesce(ids, '{}'), coalesce(beats, '{}'), coalesce(leases, '{}'),
   EXISTS (
-    SELECT FROM unnest($2::int4[]) AS q(queue) CROSS JOIN LATERAL (
-      SELECT FROM ${name}.waiting WHERE queue = q.queue AND lease = 0 ORDER BY queue, id LIMIT 1
+    SELECT FROM unnest($2::int4[], $3::int8[]) AS q(queue, floor) CROSS JOIN LATERAL (
+      SELECT FROM ${name}.waiting WHERE queue = q.queue AND id >= q.floor AND lease = 0 ORDER BY queue, id LIMIT 1
     ) AS w
   ),
   (

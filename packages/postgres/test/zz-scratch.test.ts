@@ -1,0 +1,20 @@
+import { afterAll, describe, it } from "@effect/vitest"
+import { OutboxStoreConformance } from "@epilogue/core/testing"
+import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
+import { PgOutboxStore } from "@epilogue/postgres"
+import { Duration, Effect, Layer, ManagedRuntime } from "effect"
+
+const runtime = ManagedRuntime.make(
+  Layer.effectDiscard(PgOutboxStore.migrate()).pipe(Layer.provideMerge(TestDatabase.layer))
+)
+afterAll(() => runtime.dispose())
+
+OutboxStoreConformance.suite({
+  name: "PostgreSQL",
+  describe,
+  it: it.live,
+  layer: PgOutboxStore.layer().pipe(Layer.provide(Layer.effectContext(runtime.contextEffect))),
+  capabilities: { durable: true, transactional: true, ordered: false, priorities: false },
+  elapse: Effect.sleep,
+  moment: Duration.millis(150)
+})
