@@ -41,6 +41,14 @@ const variants = [
   Layout.beside
 ]
 
+const snapshotted = [
+  Layout.inRow(half),
+  Layout.inRow("fillfactor = 100"),
+  Layout.besideOneAtATime,
+  Layout.move,
+  Layout.state
+]
+
 const vacuumed = [
   Layout.inRow(half),
   Layout.inRow(`${half}, ${often}`, "vacuumed often"),
@@ -85,11 +93,13 @@ const layouts = Command.make(
         for (const workers of [1, 2]) yield* throughput("Candidates", candidates, { rows, payload, workers })
       }
     }
-    yield* throughput("An old snapshot", candidates, { rows: many, snapshot: true })
-    yield* throughput("An old snapshot, no floor", [Layout.inRow(half), Layout.move, Layout.state], {
-      floor: false,
-      snapshot: true
-    })
+    for (const floor of [true, false]) {
+      yield* throughput(`An old snapshot, ${floor ? "with" : "without"} a floor`, snapshotted, {
+        floor,
+        rows: quick ? 20_000 : 50_000,
+        snapshot: true
+      })
+    }
 
     const costs = yield* Effect.forEach(
       [...candidates, Layout.beside],
