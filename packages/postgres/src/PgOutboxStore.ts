@@ -67,8 +67,8 @@ export const layer = (
  * @category migrations
  * @since 0.1.0
  */
-export const migrate = Effect.fnUntraced(
-  function*(options?: Options): Effect.fn.Return<void, IntentStoreError, PgClient.PgClient | Scope.Scope> {
+export const migrate = (options?: Options): Effect.Effect<void, IntentStoreError, PgClient.PgClient> =>
+  Effect.scoped(Effect.gen(function*() {
     const schema = yield* schemaOf(options)
     const connections = yield* makeConnections(configOf(yield* PgClient.PgClient), 1)
     yield* connections.transaction((run) =>
@@ -78,9 +78,7 @@ export const migrate = Effect.fnUntraced(
         { discard: true }
       )
     )
-  },
-  Effect.scoped
-)
+  }))
 
 /**
  * What `migrate` does, as a script for those who run their own. It is safe to run again.
@@ -209,7 +207,7 @@ const check = Effect.fnUntraced(
     const fail = (message: string) => Effect.fail(new IntentStoreError({ message }))
     // A row with these columns is what the statement answers.
     const [isReplica, isReadOnly, isMigrated] = (yield* run(
-      "PostgreSQL does not answer. Check that it runs, and the settings of the PgClient",
+      "PostgreSQL does not say what it is",
       statements.server
     ))[0] as [boolean, boolean, boolean]
     if (isReplica) {

@@ -20,9 +20,8 @@ export const layerStore = PgOutboxStore.layer().pipe(
 export const another = (options?: PgClient.PgPoolConfig) =>
   PgClient.PgClient.use(({ config }) => PgClient.make({ ...config, ...options })).pipe(Effect.provide(Reactivity.layer))
 
-/** Another store in the same database, as another process has it. */
-export const anotherStore = Effect.fnUntraced(function*(options?: PgOutboxStore.Options) {
-  const client = yield* another()
+/** A store over a client, as a process of its own has it. */
+export const storeOver = Effect.fnUntraced(function*(client: PgClient.PgClient, options?: PgOutboxStore.Options) {
   const context = yield* Layer.build(
     Layer.fresh(PgOutboxStore.layer(options)).pipe(Layer.provide(Layer.succeed(PgClient.PgClient, client)))
   )

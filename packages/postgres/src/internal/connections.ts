@@ -109,7 +109,10 @@ export const make = (
         Effect.catchTag(
           pool.use(f),
           "SqlError",
-          (cause) => Effect.fail(failed("PostgreSQL cannot be reached")(cause))
+          (cause) =>
+            Effect.fail(
+              failed("PostgreSQL cannot be reached. Check that it runs, and the settings of the PgClient")(cause)
+            )
         )
 
       return {
