@@ -296,8 +296,8 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
       return envelopes.map((envelope): Appended => {
         const { id, idempotencyKey, remember } = envelope
         const dueAt = dueAtOf(envelope, millis)
+        const { remembered: known } = tagOf(envelope.tag)
         if (idempotencyKey !== undefined) {
-          const known = tagOf(envelope.tag).remembered
           const first = known.get(idempotencyKey)
           if (first !== undefined && first.until > millis) return { id: first.id, duplicate: true }
           if (first === undefined) remembered++

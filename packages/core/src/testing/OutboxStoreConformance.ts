@@ -3,6 +3,7 @@
  *
  * @since 0.1.0
  */
+import type * as Arbitrary from "effect/Arbitrary"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
@@ -13,6 +14,7 @@ import { deliveries } from "./deliveries.ts"
 import { Fixture } from "./Fixture.ts"
 import { leases } from "./leases.ts"
 import { ordering, priorities } from "./ordering.ts"
+import { randomHistories } from "./randomHistories.ts"
 import { settlements } from "./settlements.ts"
 import { transactions } from "./transactions.ts"
 import { wakes } from "./wakes.ts"
@@ -42,6 +44,8 @@ export interface SuiteOptions {
    * busy the machine is: tests of what is not due yet would fail otherwise.
    */
   readonly moment: Duration.Duration
+  /** How many random histories are tried, and which one is replayed. Defaults to 500. */
+  readonly histories?: Arbitrary.CheckOptions | undefined
 }
 
 /** Registers a test. `reopened` runs something with the store built anew. */
@@ -76,7 +80,8 @@ export const suite = (options: SuiteOptions): void => {
     ["order by key", capabilities.ordered, ordering],
     ["priorities", capabilities.priorities, priorities],
     ["transactions", capabilities.transactional, transactions],
-    ["workers", true, workers]
+    ["workers", true, workers],
+    ["random histories", true, randomHistories]
   ]
   describe(name, () => {
     for (const [part, isPromised, register] of parts) {

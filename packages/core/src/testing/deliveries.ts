@@ -15,6 +15,7 @@ import {
   freshTag,
   idsOf,
   isBetween,
+  settle,
   sorted,
   succeed
 } from "./Fixture.ts"
@@ -488,6 +489,19 @@ const depths = (test: Test): void => {
       const { oldest: _, ...depth } = yield* fixture.depth()
       equal(depth, { tag: fixture.tag, waiting: 2, delayed: 3, dead: 1 }, "what there is")
       equal((yield* fixture.depth(other)).waiting, 1, "what waits of the other tag")
+    }))
+
+  test("depths tell of a tag of which all is delayed, or claimed, or dead", (fixture) =>
+    Effect.gen(function*() {
+      const none = { tag: fixture.tag, waiting: 0, delayed: 0, dead: 0, oldest: 0 }
+      yield* fixture.append(fixture.envelope({ delay: fixture.millis(2) }))
+      equal(yield* fixture.depth(), { ...none, delayed: 1 }, "what there is while it is delayed")
+      yield* fixture.pass(3)
+      const session = yield* fixture.open()
+      const claimed = yield* claimOne(session)
+      equal(yield* fixture.depth(), none, "what there is while it is claimed")
+      yield* settle(session, { _tag: "Dead", reason: "rejected", failure: "" }, claimed)
+      equal(yield* fixture.depth(), { ...none, dead: 1 }, "what there is while it is dead")
     }))
 
   test("depths tell how long the oldest of those waiting has been due", (fixture) =>

@@ -34,7 +34,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
       const envelope = item(fixture, 42)
       yield* fixture.append(envelope)
       yield* eventually(fixture, "it is delivered", () => delivered.length > 0)
-      yield* fixture.pass(10)
+      yield* fixture.pass(3)
       yield* worker.close
       equal(
         delivered.map(({ attempt, crashes, id, payload }) => ({ attempt, crashes, id, payload })),
@@ -60,7 +60,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
         equal(report.outcomes.map(({ _tag }) => _tag), ["Enqueued", "Enqueued"], "what it reports")
       }).pipe(Effect.provide(engine))
       yield* eventually(fixture, "both are delivered", () => delivered.length >= 2)
-      yield* fixture.pass(10)
+      yield* fixture.pass(3)
       equal(delivered.toSorted((a, b) => a - b), [2, 4], "what was delivered")
     }))
 
@@ -74,13 +74,13 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
       yield* Deferred.await(begun)
       const attempts: Array<number> = []
       const second = yield* start(fixture, ({ attempt }) => Effect.sync(() => void attempts.push(attempt)))
-      yield* fixture.pass(30)
+      yield* fixture.pass(12)
       equal(attempts, [], "what the second worker was given meanwhile")
       const closing = yield* Effect.forkScoped(first.close)
       yield* eventually(fixture, "the second worker has it", () => attempts.length > 0)
       yield* eventually(fixture, "the first worker is closed", () => closing.pollUnsafe() !== undefined)
       yield* Fiber.join(closing)
-      yield* fixture.pass(10)
+      yield* fixture.pass(3)
       equal(attempts, [1], "the attempts of the second worker")
       yield* second.close
       yield* isEmpty(fixture)
@@ -94,9 +94,9 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
       const all = [yield* start(fixture, handle), yield* start(fixture, handle)]
       yield* fixture.append(item(fixture, 42))
       yield* eventually(fixture, "it is being delivered", () => count > 0)
-      yield* fixture.pass(30)
+      yield* fixture.pass(12)
       yield* Deferred.succeed(release, undefined)
-      yield* fixture.pass(30)
+      yield* fixture.pass(12)
       equal(count, 1, "how often it was delivered")
       yield* Effect.forEach(all, ({ close }) => close)
       yield* isEmpty(fixture)
@@ -112,7 +112,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
         }))
       yield* fixture.append(item(fixture, 42))
       yield* eventually(fixture, "it is delivered three times", () => attempts.length === 3)
-      yield* fixture.pass(10)
+      yield* fixture.pass(3)
       equal(attempts, [1, 2, 3], "the attempts")
     }))
 
@@ -127,7 +127,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
       )
       yield* fixture.append(item(fixture, 42))
       yield* eventually(fixture, "it is delivered twice", () => attempts.length === 2)
-      yield* fixture.pass(30)
+      yield* fixture.pass(12)
       yield* worker.close
       equal(attempts, [1, 2], "the attempts")
       yield* isEmpty(fixture, 1)
@@ -143,7 +143,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
         }))
       yield* fixture.append(item(fixture, 42))
       yield* eventually(fixture, "it is delivered", () => count > 0)
-      yield* fixture.pass(30)
+      yield* fixture.pass(12)
       yield* worker.close
       equal(count, 1, "how often it was delivered")
       yield* isEmpty(fixture, 1)
@@ -195,7 +195,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
       yield* fixture.append(item(fixture, 2, { idempotencyKey: "k" }))
       yield* eventually(fixture, "the first is delivered", () => delivered.length > 0)
       yield* fixture.append(item(fixture, 3, { idempotencyKey: "k" }))
-      yield* fixture.pass(10)
+      yield* fixture.pass(3)
       equal(delivered, [1], "what was delivered")
     }))
 
@@ -289,7 +289,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
       const old = yield* start(fixture, handle("old"))
       yield* fixture.append(item(fixture, 2, { version: 2 }), item(fixture, 1))
       yield* eventually(fixture, "what it knows is delivered", () => delivered.length > 0)
-      yield* fixture.pass(10)
+      yield* fixture.pass(3)
       equal(delivered, ["1 by old"], "what the old worker delivers")
       yield* old.close
       yield* start(fixture, handle("new"), {}, { version: 2, previous: { 1: Schema.Struct({ n: Schema.Int }) } })
@@ -353,7 +353,7 @@ export const workers = (test: Test, { capabilities }: SuiteOptions): void => {
         )
         yield* fixture.append(item(fixture, 42))
         yield* eventually(fixture, "what it defers is delivered", () => delivered.length > 0)
-        yield* fixture.pass(10)
+        yield* fixture.pass(3)
         equal(attempts, [1, 2], "the attempts")
         equal(delivered, [2], "what was delivered of what it deferred")
         yield* worker.close
@@ -396,7 +396,7 @@ const start = (
   const Handlers = Item.toLayer((_, delivery) => handle(delivery))
   return startWith(
     fixture,
-    OutboxWorker.layer({ intents: [Item], lease: fixture.moments(20), ...options }).pipe(Layer.provide(Handlers))
+    OutboxWorker.layer({ intents: [Item], lease: fixture.moments(8), ...options }).pipe(Layer.provide(Handlers))
   )
 }
 

@@ -1,0 +1,292 @@
+/**
+ * Random histories, lived by the store and by the model.
+ */
+import * as Arbitrary from "effect/Arbitrary"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import type { Appended, Envelope } from "../Envelope.ts"
+import type { Session, Subscription } from "../OutboxStore.ts"
+import { equal } from "./check.ts"
+import { claim, everything, Fixture, freshTag, settlement } from "./Fixture.ts"
+import { histories, type History, type Item, show, type Step } from "./history.ts"
+import type { SuiteOptions, Test } from "./OutboxStoreConformance.ts"
+import { type Held, type Moment, Reference, type Worker } from "./reference.ts"
+
+export const randomHistories = (test: Test, options: SuiteOptions): void => {
+  test("whatever happens, nothing is lost or made up, and all is counted right", (_, opened) =>
+    Effect.gen(function*() {
+      let shown = ""
+      const result = yield* Arbitrary.checkEffect(
+        histories(options.capabilities),
+        (history) =>
+          // Each history has a store, a clock and tags of its own.
+          opened((store) => live(history, options, (elapse) => new Fixture(store, elapse, options.moment))).pipe(
+            Effect.as(true),
+            Effect.catchCause((cause) => {
+              if (Cause.hasInterruptsOnly(cause)) return Effect.interrupt
+              shown = `${Cause.pretty(cause)}\n${show(history)}`
+              return Effect.fail(shown)
+            })
+          ),
+        { runs: 500, size: 60, ...options.histories }
+      )
+      const { _tag } = result
+      if (_tag === "Passed") return
+      const what = result._tag === "Falsified" && result.failure._tag === "PropertyError" ? result.failure.error : shown
+      const replay = result._tag === "Falsified" ? `\nReplay: ${result.replay}` : ""
+      throw new Error(`A history on which the store and its model part (${_tag}): ${what}${replay}`)
+    }))
+}
+
+/** A worker that lives through a history: its session, and what it believes to hold. */
+interface Actor {
+  readonly model: Worker
+  readonly session: Session
+  readonly close: Effect.Effect<void>
+  held: Array<Held>
+  settled: Array<Held>
+}
+
+const leaseMoments = 9
+
+const live = Effect.fnUntraced(function*(
+  history: History,
+  options: SuiteOptions,
+  makeFixture: (elapse: SuiteOptions["elapse"]) => Fixture
+) {
+  const clock = yield* Clock.Clock
+  let offset = 0
+  const steppedClock: Clock.Clock = {
+    sleep: (duration) => clock.sleep(duration),
+    currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + offset,
+    currentTimeMillis: Effect.sync(() => clock.currentTimeMillisUnsafe() + offset),
+    currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe() + BigInt(offset) * 1_000_000n,
+    currentTimeNanos: Effect.sync(() => clock.currentTimeNanosUnsafe() + BigInt(offset) * 1_000_000n),
+    monotonicTimeNanosUnsafe: () => clock.monotonicTimeNanosUnsafe(),
+    monotonicTimeNanos: clock.monotonicTimeNanos
+  }
+  // A store with a clock of its own takes no notice of ours.
+  const storeClock = options.capabilities.durable ? clock : steppedClock
+  const look = () => ({
+    wall: storeClock.currentTimeMillisUnsafe(),
+    steady: Number(clock.monotonicTimeNanosUnsafe()) / 1_000_000
+  })
+
+  const elapse: SuiteOptions["elapse"] = (duration) =>
+    Effect.provideService(options.elapse(duration), Clock.Clock, clock)
+  const fixture = makeFixture(elapse)
+  const { store } = fixture
+  const tags = [fixture.tag, freshTag()] as const
+  const reference = new Reference()
+  const actors: Array<Actor> = []
+  const everyone: Array<Actor> = []
+
+  /** Does something, and tells when. */
+  const timed = <A, E, R>(
+    effect: Effect.Effect<A, E, R>,
+    then: (result: A, at: Moment) => void
+  ): Effect.Effect<void, E, R> =>
+    Effect.suspend(() => {
+      const before = look()
+      return Effect.map(effect, (result) => {
+        const after = look()
+        then(result, {
+          wall: { low: before.wall, high: after.wall },
+          steady: { low: before.steady, high: after.steady }
+        })
+      })
+    })
+
+  const open = Effect.fnUntraced(function*(index: number, subscriptions: ReadonlyArray<Subscription>) {
+    const scope = yield* Scope.fork(yield* Effect.scope)
+    const opening = Scope.provide(fixture.open(subscriptions, leaseMoments), scope)
+    const name = `worker ${index} (session ${everyone.length})`
+    yield* timed(opening, (session, at) => {
+      const model = reference.open(name, subscriptions, fixture.millis(leaseMoments), at)
+      const actor = { model, session, close: Scope.close(scope, Exit.void), held: [], settled: [] }
+      actors[index] = actor
+      everyone.push(actor)
+    })
+  })
+
+  const subscriptionsOf = (index: number): ReadonlyArray<Subscription> =>
+    tags.map((tag) => ({ tag, versions: index === 0 ? [1] : [1, 2] }))
+
+  const beat = ({ model, session }: Actor) => timed(session.beat, (result, at) => reference.beat(model, result, at))
+
+  const claimAs = (actor: Actor, rows: number) =>
+    timed(actor.session.claim({ ...everything, rows }), (claimed, at) => {
+      actor.held.push(...reference.claim(actor.model, rows, claimed, at))
+    })
+
+  const settleAs = (actor: Actor, list: ReadonlyArray<Held>, ending: Parameters<typeof settlement>[1]) => {
+    const settlements = list.map((held) => [held, settlement(held.claimed, ending)] as const)
+    return timed(
+      actor.session.settle(settlements.map(([, each]) => each)),
+      (lost, at) => reference.settle(actor.model, settlements, lost, at)
+    )
+  }
+
+  const endingOf = (_tag: (Step & { readonly _tag: "Settle" })["ending"], delay: number) => {
+    switch (_tag) {
+      case "Failed":
+      case "Undecodable":
+        return { _tag, delay, failure: "it failed" } as const
+      case "Snoozed":
+        return { _tag, delay } as const
+      case "Dead":
+        return { _tag, reason: "rejected", failure: "it failed" } as const
+      case "Succeeded":
+      case "Released":
+        return { _tag } as const
+    }
+  }
+
+  const envelopeOf = ({ delay, idempotencyKey, partitionKey, priority, remember, tag, version }: Item): Envelope =>
+    fixture.envelope({
+      tag: tags[tag],
+      version,
+      priority,
+      partitionKey: partitionKey === "none" ? undefined : partitionKey,
+      idempotencyKey: idempotencyKey === "none" ? undefined : idempotencyKey,
+      remember: fixture.millis(remember),
+      delay: delay === 0 ? undefined : fixture.millis(delay)
+    })
+
+  const append = Effect.fnUntraced(function*({ fate, items }: Step & { readonly _tag: "Append" }) {
+    const envelopes = items.map(envelopeOf)
+    if (fate === "commits") {
+      return yield* timed(
+        fixture.append(...envelopes),
+        (appended, at) => reference.append(envelopes, appended, at, true)
+      )
+    }
+    const half = fate === "rolls back" ? 0 : Math.ceil(envelopes.length / 2)
+    const rolledBack: Array<Appended> = []
+    const rollBack = Effect.ignore(fixture.client.withTransaction(
+      Effect.andThen(
+        Effect.map(store.append(envelopes.slice(half)), (appended) => void rolledBack.push(...appended)),
+        Effect.fail("rolled back")
+      )
+    ))
+    const appending = half === 0
+      ? Effect.as(rollBack, [])
+      : fixture.client.withTransaction(Effect.tap(store.append(envelopes.slice(0, half)), rollBack))
+    yield* timed(appending, (appended, at) => {
+      reference.append(envelopes.slice(0, half), appended, at, true)
+      reference.append(envelopes.slice(half), rolledBack, at, false)
+    })
+    yield* store.wake(envelopes.slice(0, half))
+  })
+
+  const pass = Effect.fnUntraced(function*(moments: number) {
+    for (let left = moments; left > 0; left -= 2) {
+      yield* fixture.pass(Math.min(left, 2))
+      yield* Effect.forEach(actors.filter(({ model }) => model.beats), beat)
+    }
+  })
+
+  const step = Effect.fnUntraced(function*(each: Step) {
+    switch (each._tag) {
+      case "Append":
+        return yield* append(each)
+      case "Claim":
+        return yield* claimAs(actors[each.worker]!, each.rows)
+      case "Settle": {
+        const actor = actors[each.worker]!
+        const { count, isFromLast } = each
+        const list = isFromLast ? actor.held.slice(-count) : actor.held.slice(0, count)
+        actor.held = actor.held.filter((held) => !list.includes(held))
+        actor.settled.push(...list)
+        return yield* settleAs(actor, list, endingOf(each.ending, fixture.millis(each.delay)))
+      }
+      case "SettleWrongly": {
+        const list = actors[each.of]![each.worker === each.of ? "settled" : "held"]
+        return yield* settleAs(actors[each.worker]!, list, endingOf(each.ending, 0))
+      }
+      case "SettleInTransaction": {
+        const { model, session, held: [held] } = actors[each.worker]!
+        if (held === undefined) return
+        const isKept = each.fate === "commits"
+        let hadLease = false
+        const settling = fixture.client.withTransaction(
+          Effect.flatMap(session.settleInTransaction(held.claimed), (answer) => {
+            hadLease = answer
+            return isKept ? Effect.void : Effect.fail("rolled back")
+          })
+        )
+        return yield* timed(
+          isKept ? settling : Effect.ignore(settling),
+          (_, at) => reference.settleInTransaction(model, held, hadLease, isKept, at)
+        )
+      }
+      case "Stop":
+        actors[each.worker]!.model.beats = false
+        return
+      case "GoOn": {
+        const actor = actors[each.worker]!
+        actor.model.beats = !actor.model.isEnded
+        return yield* beat(actor)
+      }
+      case "Restart":
+        actors[each.worker]!.model.beats = false
+        return yield* open(each.worker, subscriptionsOf(each.worker))
+      case "Close": {
+        const actor = actors[each.worker]!
+        yield* timed(actor.close, (_, at) => reference.close(actor.model, at))
+        return yield* open(each.worker, subscriptionsOf(each.worker))
+      }
+      case "Recover": {
+        const actor = actors[each.worker]!
+        yield* beat(actor)
+        const { steady, wall } = look()
+        // A little of the time that recovering takes has to be foreseen.
+        const soon = { wall: { low: wall, high: wall }, steady: { low: steady, high: steady + fixture.millis(0.5) } }
+        if (!reference.canRecover(actor.model, soon)) return
+        return yield* timed(actor.session.recover, (freed, at) => reference.recover(actor.model, freed, at))
+      }
+      case "Pass":
+        return yield* pass(each.moments)
+      case "SetClock":
+        offset += fixture.millis(each.moments)
+        return
+      case "Count":
+        return yield* Effect.forEach(
+          tags,
+          (tag) => timed(fixture.depth(tag), (depth, at) => reference.count(depth, at)),
+          { discard: true }
+        )
+    }
+  })
+
+  /** In the end, all that is left is delivered. */
+  const drain = Effect.gen(function*() {
+    for (const actor of everyone) yield* timed(actor.close, (_, at) => reference.close(actor.model, at))
+    offset += fixture.millis(1_000)
+    yield* fixture.pass(6)
+    yield* open(0, tags.map((tag) => ({ tag, versions: [1, 2] })))
+    const [last] = actors as [Actor]
+    for (let before = -1; before !== reference.left.length;) {
+      before = reference.left.length
+      yield* claimAs(last, everything.rows)
+      yield* settleAs(last, last.held, { _tag: "Succeeded" })
+      last.held = []
+    }
+    equal(reference.left, [], "what was never delivered")
+    equal(yield* claim(last.session), [], "what was delivered beyond that")
+    yield* step({ _tag: "Count" })
+  })
+
+  yield* Effect.gen(function*() {
+    yield* Effect.forEach([0, 1, 2], (index) => open(index, subscriptionsOf(index)))
+    yield* Effect.forEach(
+      history,
+      (each, index) =>
+        Effect.catchCause(step(each), (cause) => Effect.die(new Error(`at step ${index}: ${Cause.pretty(cause)}`)))
+    )
+    yield* Effect.catchCause(drain, (cause) => Effect.die(new Error(`at the end: ${Cause.pretty(cause)}`)))
+  }).pipe(Effect.provideService(Clock.Clock, steppedClock))
+})
