@@ -38,18 +38,19 @@ export type Handle = (
   handled: Effect.Effect<unknown, unknown>
 ) => Effect.Effect<Handled>
 
-/** How long an unreadable payload is put off, in terms of the grace that it has. */
+/** How often an unreadable payload is looked at in its grace, and how seldom at most, in milliseconds. */
 const looksPerGrace = 20
+const seldom = 5 * 60_000
 
-/** Attempts one delivery. Answers with how to settle it, or `undefined` if it is settled, or lost. */
+/** Attempts one delivery. Answers with how to settle it, or with nothing if it is settled, or lost. */
 export const attemptOne = (
   { handler, intent, metrics }: Known & { readonly handler: { readonly _tag: "Single" } },
   claimed: Claimed,
   grace: Duration.Duration,
   handle: Handle
-): Effect.Effect<Settlement | undefined> => {
+): Effect.Effect<ReadonlyArray<Settlement>> => {
   const payload = intent.decode(claimed.payload, claimed.version)
-  if (Exit.isFailure(payload)) return unreadable(claimed, payload.cause, grace, metrics)
+  if (Exit.isFailure(payload)) return Effect.map(unreadable(claimed, payload.cause, grace, metrics), Array.of)
   const delivery = deliveryOf(claimed, payload.value)
   return Effect.withFiber((fiber) => {
     const limited = limit(Effect.suspend(() => handler.handle(payload.value, delivery)), intent)
@@ -58,14 +59,14 @@ export const attemptOne = (
       Effect.setContext(handle(handler, claimed, traced), contextOf(fiber, handler)),
       metrics,
       1,
-      (handled): Effect.Effect<Settlement | undefined> => {
+      (handled): Effect.Effect<ReadonlyArray<Settlement>> => {
         if (handled === "lost") {
           metrics.lost.updateUnsafe(1, fiber.context)
-          return Effect.undefined
+          return Effect.succeed([])
         }
         return handled === "settled"
-          ? Effect.as(settle(claimed, Exit.void, intent, metrics), undefined)
-          : settle(claimed, handled, intent, metrics)
+          ? Effect.as(settle(claimed, Exit.void, intent, metrics), [])
+          : Effect.map(settle(claimed, handled, intent, metrics), Array.of)
       }
     )
   })
@@ -171,6 +172,23 @@ const settle = (
   intent: Any,
   metrics: OfTag
 ): Effect.Effect<Settlement> =>
+  Effect.catchCause(judge(claimed, exit, intent, metrics), (cause) => {
+    const failure = "The handler failed, and then its failure could not be dealt with"
+    const settlement: Settlement = claimed.failures + 1 >= intent.policy.maxAttempts
+      ? { _tag: "Dead", claimed, reason: "exhausted", failure }
+      : { _tag: "Failed", claimed, delay: defaultDelay, failure }
+    return Effect.as(Effect.ignoreCause(Effect.logError(failure, cause)), settlement)
+  })
+
+/** How long to wait where a schedule can't tell, in milliseconds. */
+const defaultDelay = 60_000
+
+const judge = (
+  claimed: Claimed,
+  exit: Exit.Exit<unknown, unknown>,
+  intent: Any,
+  metrics: OfTag
+): Effect.Effect<Settlement> =>
   Effect.withFiber((fiber) => {
     if (Exit.isSuccess(exit)) {
       metrics.succeeded.updateUnsafe(1, fiber.context)
@@ -247,7 +265,7 @@ const unreadable = (
       {
         _tag: "Undecodable",
         claimed,
-        delay: Math.min(left, Math.ceil(Duration.toMillis(grace) / looksPerGrace)),
+        delay: Math.ceil(Math.min(left, seldom, Duration.toMillis(grace) / looksPerGrace)),
         failure: describe(cause)
       }
     )
@@ -257,7 +275,13 @@ const unreadable = (
 /** How much of a failure is kept with an intent. */
 const failureSize = 8192
 
-const describe = (cause: Cause.Cause<unknown>): string => Cause.pretty(cause).slice(0, failureSize)
+const describe = (cause: Cause.Cause<unknown>): string => {
+  try {
+    return Cause.pretty(cause).slice(0, failureSize)
+  } catch {
+    return "The failure can't be put into words: it throws when it is looked at"
+  }
+}
 
 /**
  * How long to wait after a number of failures, in milliseconds, or `undefined` if the schedule is done. Its state is

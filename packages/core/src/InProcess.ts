@@ -67,6 +67,11 @@ export const typedIn = <Intents extends ReadonlyArray<Handled>>(
     for (const definition of intents) {
       // The requirements have asked for it.
       const handler = context.mapUnsafe.get(definition.key) as HandlerService
+      if (handlers.has(definition._tag)) {
+        return Effect.die(
+          new Error(`Epilogue: the engine names two intents with the tag "${definition._tag}". Give each its own.`)
+        )
+      }
       if (handler._tag === "Single" && handler.isTransactional) {
         return Effect.die(
           new Error(

@@ -317,8 +317,15 @@ export const make = <
   const { maxAttempts = 10, maxPayloadBytes = 2 ** 20, previous = {}, priority = 0, version = 1 } = options
   check(tag, "version", version)
   check(tag, "maxAttempts", maxAttempts)
+  check(tag, "maxPayloadBytes", maxPayloadBytes)
   const versions = [version, ...Object.keys(previous).map(Number)]
   versions.forEach((each) => check(tag, "version", each))
+  if (new Set(versions).size < versions.length) {
+    throw new Error(
+      `Epilogue: intent "${tag}" can't be made: \`previous\` has its version ${version}, which is the current.`
+    )
+  }
+  checkPriority(priority, (why) => `intent "${tag}" can't be made: ${why}`)
   if (priority !== 0 && options.partitionKey !== undefined) {
     throw new Error(`Epilogue: intent "${tag}" can't be made: ${bothOf}.`)
   }
@@ -337,30 +344,34 @@ export const make = <
       ])
     )
   )
-  const remember = Duration.toMillis(Duration.fromInputUnsafe(options.remember ?? "24 hours"))
+  const remember = Math.max(0, Duration.toMillis(Duration.fromInputUnsafe(options.remember ?? "24 hours")))
 
   const enclose = (payload: Payload, chosen: DeferOptions, fiber: Fiber.Fiber<unknown, unknown>): Envelope => {
     const exit = encode(payload)
     if (Exit.isFailure(exit)) throw problem("its payload is not what its schema asks for", exit)
-    const json = JSON.stringify(exit.value)
-    const bytes = sizeOf(json, maxPayloadBytes)
-    if (bytes > maxPayloadBytes) {
+    const json: unknown = JSON.stringify(exit.value)
+    if (typeof json !== "string") throw new Error("its schema encodes the payload to what is no JSON")
+    if (isLarger(json, maxPayloadBytes)) {
       throw new Error(
-        `its payload takes ${bytes} bytes, and at most ${maxPayloadBytes} are allowed. Store the data elsewhere and `
+        `its payload takes ${
+          byteLength(json)
+        } bytes, and at most ${maxPayloadBytes} are allowed. Store the data elsewhere and `
           + "defer a reference to it, or raise `maxPayloadBytes`"
       )
     }
-    const partitionKey = chosen.partitionKey ?? options.partitionKey?.(payload)
+    const partitionKey = keyOf("partitionKey", chosen.partitionKey ?? options.partitionKey?.(payload))
     const envelope: Envelope = {
       id: SecureRandom.uuidV7Unsafe(),
       tag,
       version,
       payload: json,
       partitionKey,
-      idempotencyKey: chosen.idempotencyKey ?? options.idempotencyKey?.(payload),
+      idempotencyKey: keyOf("idempotencyKey", chosen.idempotencyKey ?? options.idempotencyKey?.(payload)),
       remember,
       priority: chosen.priority ?? priority,
-      delay: chosen.delay === undefined ? undefined : Duration.toMillis(Duration.fromInputUnsafe(chosen.delay)),
+      delay: chosen.delay === undefined
+        ? undefined
+        : Math.max(0, Duration.toMillis(Duration.fromInputUnsafe(chosen.delay))),
       runAt: chosen.runAt === undefined ? undefined : DateTime.makeUnsafe(chosen.runAt).epochMilliseconds,
       traceparent: isTraced(fiber, true) ? traceparentOf(fiber) : undefined
     }
@@ -368,6 +379,7 @@ export const make = <
       throw new Error("it has both a `delay` and a `runAt`. Give one of them")
     }
     if (envelope.delay === Infinity) throw new Error("its `delay` never ends")
+    checkPriority(envelope.priority, (why) => why)
     if (envelope.priority !== 0 && partitionKey !== undefined) throw new Error(bothOf)
     return envelope
   }
@@ -434,14 +446,15 @@ export const make = <
 
     static readonly toLayerBatched = (
       handle: (deliveries: never) => Effect.Effect<ReadonlyArray<BatchResult>, unknown>,
-      { maxSize, maxWait }: BatchOptions
+      { maxSize, ...rest }: BatchOptions
     ) => {
       check(tag, "maxSize", maxSize)
+      const maxWait = Duration.fromInputUnsafe(rest.maxWait)
       return toLayer((context) => ({
         _tag: "Batched",
         context,
         maxSize,
-        maxWait: Duration.fromInputUnsafe(maxWait),
+        maxWait,
         handle: handle as (deliveries: ReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<BatchResult>, unknown>
       }))
     }
@@ -495,9 +508,23 @@ const problem = (what: string, exit: Exit.Failure<unknown, unknown>): Error => {
   return new Error(`${what}: ${error instanceof Error ? error.message : String(error)}`, { cause: error })
 }
 
-/** The length in UTF-8, which is counted only where the number of UTF-16 units leaves it open. */
-const sizeOf = (json: string, limit: number): number =>
-  json.length * 3 <= limit || json.length > limit ? json.length : new TextEncoder().encode(json).length
+const byteLength = (text: string): number => new TextEncoder().encode(text).length
+
+/** Whether it is larger in UTF-8, which is counted only where the number of UTF-16 units leaves it open. */
+const isLarger = (text: string, limit: number): boolean =>
+  text.length > limit || (text.length * 3 > limit && byteLength(text) > limit)
+
+/** Stores keep priorities in 32 bits. */
+const checkPriority = (priority: number, say: (why: string) => string): void => {
+  if (!Number.isInteger(priority) || Math.abs(priority) >= 2 ** 31) {
+    throw new Error(say(`its \`priority\` is ${priority}, and has to be an integer of 32 bits`))
+  }
+}
+
+const keyOf = (name: string, key: unknown): string | undefined => {
+  if (key === undefined || typeof key === "string") return key
+  throw new Error(`its \`${name}\` is of type ${typeof key}, and has to be a string`)
+}
 
 const traceparentOf = ({ cache: { span } }: Fiber.Fiber<unknown, unknown>): string | undefined =>
   span && `00-${span.traceId.padStart(32, "0")}-${span.spanId}-${span.sampled ? "01" : "00"}`

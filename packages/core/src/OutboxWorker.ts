@@ -33,6 +33,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import type { SqlClient } from "effect/sql/SqlClient"
 import type { Handle, Known } from "./Attempt.ts"
 import { open, type Outcomes } from "./Boundary.ts"
@@ -100,10 +101,20 @@ export const layer = <const Intents extends ReadonlyArray<Any>>(
     const store = yield* OutboxStore
     const context = yield* Effect.context<HandlerOf<Intents[number]>>()
     const known = yield* knownIn(options.intents, store, context)
+    const { claimBytes = 4 * 2 ** 20, concurrency = 10 } = options
+    for (const [name, value] of Object.entries({ claimBytes, concurrency })) {
+      if (!Number.isSafeInteger(value) || value < 1) {
+        return yield* refuse(`the \`${name}\` of the worker is ${value}. It has to be a positive integer`)
+      }
+    }
     const lease = Duration.fromInputUnsafe(options.lease ?? "15 seconds")
-    const { concurrency = 10 } = options
-    if (!Number.isSafeInteger(concurrency) || concurrency < 1) {
-      return yield* refuse(`the \`concurrency\` of the worker is ${concurrency}. It has to be a positive integer`)
+    const leaseMillis = Duration.toMillis(lease)
+    if (!Number.isFinite(leaseMillis) || leaseMillis < leastLease) {
+      return yield* refuse(
+        `the \`lease\` of the worker is ${
+          Duration.format(lease)
+        }. It has to be finite, and at least ${leastLease} milliseconds`
+      )
     }
     const closing = Latch.makeUnsafe(false)
     const opened = Deferred.makeUnsafe<void, IntentStoreError>()
@@ -119,29 +130,46 @@ export const layer = <const Intents extends ReadonlyArray<Any>>(
         lease,
         drainTimeout: Duration.fromInputUnsafe(options.drainTimeout ?? "30 seconds"),
         decodeGrace: Duration.fromInputUnsafe(options.decodeGrace ?? "1 hour"),
-        claimBytes: options.claimBytes ?? 4 * 2 ** 20,
+        claimBytes,
         handle: handleWith(store, session, options),
         context
       }).until(closing.await)
 
-    const first = Effect.scoped(Effect.flatMap(
-      Effect.onExit(openSession, (exit) => Deferred.done(opened, Exit.asVoid(exit))),
-      work
-    ))
-    const next = Effect.scoped(Effect.flatMap(
-      Effect.raceFirst(persistently("open a session", openSession), Effect.as(closing.await, undefined)),
-      (session) => session === undefined ? Effect.succeed("closed" as const) : work(session)
-    ))
+    const inSession = (
+      session: Effect.Effect<Session, never, Scope.Scope>
+    ): Effect.Effect<"closed" | "lost"> =>
+      Effect.scoped(Effect.flatMap(
+        Effect.raceFirst(session, Effect.as(closing.await, undefined)),
+        (mine) => mine === undefined ? Effect.succeed("closed" as const) : work(mine)
+      ))
+    // That the first session can't be opened fails the layer.
+    const first = Effect.matchCauseEffect(
+      Effect.onExitPrimitive(openSession, (exit) => {
+        Deferred.doneUnsafe(opened, Exit.asVoid(exit))
+        return undefined
+      }),
+      { onFailure: () => Effect.never, onSuccess: Effect.succeed }
+    )
+    const anew = Effect.andThen(
+      Effect.raceFirst(Effect.sleep(pause), closing.await),
+      inSession(persistently("open a session", openSession))
+    )
     const worker = yield* Effect.forkDetach(Effect.interruptible(
       Effect.flatMap(
-        first,
+        inSession(first),
         (ended) =>
-          ended === "closed" ? Effect.void : Effect.asVoid(Effect.repeat(next, { until: (end) => end === "closed" }))
+          ended === "closed" ? Effect.void : Effect.asVoid(Effect.repeat(anew, { until: (end) => end === "closed" }))
       )
     ))
     yield* Effect.addFinalizer(() => Effect.andThen(closing.open, Fiber.await(worker)))
     yield* Deferred.await(opened)
   }))
+
+/** The shortest lease, in milliseconds. */
+const leastLease = 100
+
+/** How long a worker rests that has lost its session. */
+const pause = Duration.millis(200)
 
 const refuse = (what: string): Effect.Effect<never, IntentStoreError> =>
   Effect.fail(new IntentStoreError({ message: `Epilogue: ${what}.` }))

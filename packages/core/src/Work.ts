@@ -11,7 +11,6 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { constVoid } from "effect/Function"
 import * as Latch from "effect/Latch"
-import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
 import { attemptBatch, attemptOne, type Handle, type Known } from "./Attempt.ts"
@@ -32,12 +31,21 @@ export interface WorkOptions {
 }
 
 /** What one fiber takes on at a time. */
-type Job = Claimed | ReadonlyArray<Claimed>
+type Job = Claimed | Batch
 
-/** The most deliveries of one claim. */
+/** Deliveries for a batched handler. */
+class Batch {
+  readonly tag: string
+  readonly deliveries: Array<Claimed> = []
+  constructor(tag: string) {
+    this.tag = tag
+  }
+}
+
+/** The most deliveries that are held at once, but for those that are under way. */
 const maxRows = 1000
-/** A claim takes about what is delivered in this time, so that a slow worker does not sit on what others could do. */
-const claimMillis = 250
+/** What is held is about what is delivered in this time, so that a slow worker does not sit on what others could do. */
+const heldMillis = 250
 /** Of its lease, a worker that can't confirm its beat uses no more than this part. */
 const confirmedPart = 0.75
 const pollListening = Duration.seconds(5)
@@ -52,15 +60,27 @@ export class Work {
   private readonly options: WorkOptions
   private jobs: Array<Job> = []
   private next = 0
-  private readonly batches = new Map<string, Array<Claimed>>()
+  private readonly batches = new Map<string, Batch>()
   private readonly running = new Set<Job>()
   private settlements: Array<Settlement> = []
-  /** How many deliveries the next claim asks for. */
+  /** How many deliveries are claimed and wait, and how many of them are under way. */
+  private waiting = 0
+  private underWay = 0
+  /** How many have ended since the last claim. */
+  private ended = 0
+  /** When the last claim was, and when there were few left of it, by the monotonic clock. */
+  private claimedAt = 0
+  private lowAt: number | undefined = undefined
+  private readonly leastRows: number
   private rows: number
+  /** When the store last confirmed the lease. */
+  private confirmedAt = 0
+  private now: () => number = () => 0
   private readonly mayFind = Latch.makeUnsafe(true)
   private readonly wantsMore = Latch.makeUnsafe(true)
   private readonly hasJobs = Latch.makeUnsafe(false)
   private readonly hasSettlements = Latch.makeUnsafe(false)
+  private readonly hasExpired = Latch.makeUnsafe(false)
   private readonly isIdle = Latch.makeUnsafe(true)
   private readonly isSettled = Latch.makeUnsafe(true)
   private readonly lost = Deferred.makeUnsafe<void>()
@@ -68,73 +88,108 @@ export class Work {
   constructor(session: Session, options: WorkOptions) {
     this.session = session
     this.options = options
-    this.rows = options.concurrency * 2
+    const sizes = Array.from(options.known.values(), ({ handler }) => handler._tag === "Batched" ? handler.maxSize : 1)
+    this.leastRows = options.concurrency * 2 * Math.max(...sizes, 1)
+    this.rows = this.leastRows
   }
 
   /** Works until `closing`, and then drains; or until the session is lost. */
   until(closing: Effect.Effect<void>): Effect.Effect<"closed" | "lost"> {
     return Effect.gen({ self: this }, function*() {
+      const clock = yield* Clock.Clock
+      this.now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      this.claimedAt = this.confirmedAt = this.now()
+      const fork = (loop: Effect.Effect<void>) => Effect.forkChild(this.guard(loop))
       const runners = yield* Effect.forEach(
         Array.from({ length: this.options.concurrency }),
-        () => Effect.forkChild(this.deliverAll)
+        () => fork(this.deliverAll)
       )
-      const claimers = [yield* Effect.forkChild(this.claimAll), yield* Effect.forkChild(this.listen)]
-      const others = [yield* Effect.forkChild(this.settleAll), yield* Effect.forkChild(this.keepLease)]
+      const claimers = [yield* fork(this.claimAll), yield* fork(this.listen)]
+      const others = [
+        yield* fork(this.settleAll),
+        yield* fork(this.beatAll),
+        yield* fork(this.watchLease),
+        yield* fork(this.recoverAll)
+      ]
       const isLost = Deferred.await(this.lost)
       const ended = yield* Effect.raceFirst(Effect.as(isLost, "lost" as const), Effect.as(closing, "closed" as const))
-      yield* Fiber.interruptAll(claimers)
-      if (ended === "closed") yield* Effect.raceFirst(this.drain(runners), isLost)
-      // A handler that does not let itself be interrupted is left behind: it can't settle any more.
-      yield* Effect.timeoutOption(Fiber.interruptAll([...runners, ...others]), this.options.lease)
+      if (ended === "closed") {
+        yield* this.stop(claimers)
+        yield* Effect.raceFirst(this.drain(runners), isLost)
+      }
+      yield* this.stop([...runners, ...claimers, ...others])
       return ended
     })
+  }
+
+  /** A loop that ends by itself takes the session with it. */
+  private guard(loop: Effect.Effect<void>): Effect.Effect<void> {
+    return Effect.catchCause(loop, (cause) =>
+      Effect.andThen(
+        Effect.logError("A worker has come upon a defect, so it interrupts what it delivers and begins anew", cause),
+        Deferred.succeed(this.lost, undefined)
+      ))
+  }
+
+  /** What does not let itself be interrupted is left behind: when the session has ended, it can't settle any more. */
+  private stop(fibers: ReadonlyArray<Fiber.Fiber<void>>): Effect.Effect<void> {
+    for (const fiber of fibers) fiber.interruptUnsafe()
+    return Effect.asVoid(Effect.timeoutOption(Fiber.awaitAll(fibers), this.options.lease))
   }
 
   /** Lets what runs end, hands back the rest, and settles all of it. */
   private drain(runners: ReadonlyArray<Fiber.Fiber<void>>): Effect.Effect<void> {
     return Effect.gen({ self: this }, function*() {
-      this.settle([...this.jobs.slice(this.next).flat(), ...Array.from(this.batches.values()).flat()].map(release))
+      const waiting = [...this.jobs.slice(this.next), ...this.batches.values()]
       this.jobs = []
       this.next = 0
       this.batches.clear()
+      this.settle(waiting.flatMap(deliveriesOf).map(release))
       const { drainTimeout } = this.options
       yield* drainTimeout === undefined ? this.isIdle.await : Effect.timeoutOption(this.isIdle.await, drainTimeout)
-      yield* Effect.timeoutOption(Fiber.interruptAll(runners), this.options.lease)
-      this.settle(Array.from(this.running).flat().map(release))
+      yield* this.stop(runners)
+      this.settle(Array.from(this.running).flatMap(deliveriesOf).map(release))
       yield* this.isSettled.await
     })
   }
 
   /** Claims whenever there is something to find, and room for it. */
-  private readonly claimAll: Effect.Effect<never> = Effect.gen({ self: this }, function*() {
-    const clock = yield* Clock.Clock
-    let since = clock.monotonicTimeNanosUnsafe()
+  private readonly claimAll: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
     while (true) {
       yield* this.wantsMore.await
       yield* this.mayFind.await
       this.mayFind.closeUnsafe()
+      this.adapt()
+      const rows = this.rows - this.waiting - this.underWay
       const claimed = yield* persistently(
         "claim",
-        Effect.suspend(() => this.session.claim({ rows: this.rows, bytes: this.options.claimBytes }))
+        Effect.suspend(() => this.session.claim({ rows, bytes: this.options.claimBytes }))
       )
       if (claimed.length === 0) continue
       const bytes = claimed.reduce((sum, { payload }) => sum + payload.length, 0)
-      if (claimed.length >= this.rows || bytes * 2 > this.options.claimBytes) this.mayFind.openUnsafe()
-      const now = clock.monotonicTimeNanosUnsafe()
-      const millis = Math.max(1, Number(now - since) / 1e6)
-      since = now
-      const { concurrency } = this.options
-      const fitting = Math.ceil(claimed.length * claimMillis / millis)
-      this.rows = Math.max(concurrency * 2, Math.min(fitting, this.rows * 2, maxRows))
-      for (const { maxWait, tag } of this.take(claimed)) {
-        yield* Effect.forkChild(Effect.andThen(Effect.sleep(maxWait), Effect.sync(() => this.cut(tag))))
+      if (claimed.length >= rows || bytes * 2 > this.options.claimBytes) this.mayFind.openUnsafe()
+      for (const [batch, maxWait] of this.take(claimed)) {
+        yield* Effect.forkChild(Effect.andThen(Effect.sleep(maxWait), Effect.sync(() => this.cut(batch))))
       }
     }
   })
 
-  /** Makes jobs of what was claimed. Answers with the batches that were begun. */
-  private take(claimed: ReadonlyArray<Claimed>): ReadonlyArray<{ readonly tag: string; maxWait: Duration.Duration }> {
-    const begun: Array<{ readonly tag: string; maxWait: Duration.Duration }> = []
+  /** Asks for as many as were delivered of late, so that a slow worker leaves the rest to others. */
+  private adapt(): void {
+    if (this.ended > 0) {
+      const elapsed = Math.max(1, (this.lowAt ?? this.now()) - this.claimedAt)
+      const fitting = Math.ceil(this.ended * heldMillis / elapsed)
+      this.rows = Math.max(this.leastRows, Math.min(fitting, this.rows * 2, maxRows))
+    }
+    this.claimedAt = this.now()
+    this.ended = 0
+    this.lowAt = undefined
+  }
+
+  /** Makes jobs of what was claimed. Answers with the batches that were begun, and how long they may wait. */
+  private take(claimed: ReadonlyArray<Claimed>): ReadonlyArray<readonly [Batch, Duration.Duration]> {
+    const begun: Array<readonly [Batch, Duration.Duration]> = []
+    this.waiting += claimed.length
     if (this.next > 0) this.jobs = this.jobs.slice(this.next)
     this.next = 0
     for (const each of claimed) {
@@ -144,33 +199,35 @@ export class Work {
         this.jobs.push(each)
         continue
       }
-      const batch = this.batches.get(tag) ?? []
-      if (batch.push(each) === 1) {
+      let batch = this.batches.get(tag)
+      if (batch === undefined) {
+        batch = new Batch(tag)
         this.batches.set(tag, batch)
-        begun.push({ tag, maxWait: handler.maxWait })
+        begun.push([batch, handler.maxWait])
       }
-      if (batch.length >= handler.maxSize) this.cut(tag)
+      if (batch.deliveries.push(each) >= handler.maxSize) this.cut(batch)
     }
     this.balance()
     return begun
   }
 
-  /** Makes a job of what has come so far for a batched handler. */
-  private cut(tag: string): void {
-    const batch = this.batches.get(tag)
-    if (batch === undefined) return
-    this.batches.delete(tag)
+  /** Makes a job of what a batch has so far. */
+  private cut(batch: Batch): void {
+    if (this.batches.get(batch.tag) !== batch) return
+    this.batches.delete(batch.tag)
     this.jobs.push(batch)
     this.balance()
   }
 
-  /** Lets runners run while there are jobs, and the claimer claim while there are few. */
+  /** Lets runners run while there are jobs, and the claimer claim while few wait. */
   private balance(): void {
-    const waiting = this.jobs.length - this.next
-    if (waiting > 0) this.hasJobs.openUnsafe()
+    if (this.next < this.jobs.length) this.hasJobs.openUnsafe()
     else this.hasJobs.closeUnsafe()
-    if (waiting <= this.rows / 2 && this.settlements.length < maxRows) this.wantsMore.openUnsafe()
-    else this.wantsMore.closeUnsafe()
+    const isLow = this.waiting <= this.rows / 4
+    if (isLow) this.lowAt ??= this.now()
+    if (isLow && this.waiting + this.underWay < this.rows && this.settlements.length < maxRows) {
+      this.wantsMore.openUnsafe()
+    } else this.wantsMore.closeUnsafe()
   }
 
   /** Hears of what may be due. */
@@ -190,7 +247,6 @@ export class Work {
         const job = this.jobs[this.next]
         if (job === undefined) return this.hasJobs.await
         this.next++
-        this.balance()
         return this.deliver(job)
       },
       step: constVoid
@@ -199,20 +255,23 @@ export class Work {
 
   private deliver(job: Job): Effect.Effect<void> {
     const { decodeGrace, handle, known } = this.options
-    const [first] = isBatch(job) ? job : [job]
-    const { handler, ...rest } = known.get(first!.tag)!
-    const attempt = handler._tag === "Single"
-      ? Effect.map(
-        attemptOne({ ...rest, handler }, first!, decodeGrace, handle),
-        (settlement) => settlement === undefined ? [] : [settlement]
-      )
-      : attemptBatch({ ...rest, handler }, isBatch(job) ? job : [job], decodeGrace)
+    const size = job instanceof Batch ? job.deliveries.length : 1
     this.running.add(job)
+    this.waiting -= size
+    this.underWay += size
     this.isIdle.closeUnsafe()
+    this.balance()
+    const { handler, ...rest } = known.get(job.tag)!
+    const attempt = job instanceof Batch
+      ? attemptBatch({ ...rest, handler: handler as typeof handler & { _tag: "Batched" } }, job.deliveries, decodeGrace)
+      : attemptOne({ ...rest, handler: handler as typeof handler & { _tag: "Single" } }, job, decodeGrace, handle)
     return Effect.map(attempt, (settlements) => {
       this.running.delete(job)
+      this.underWay -= size
+      this.ended += size
       if (this.running.size === 0) this.isIdle.openUnsafe()
       this.settle(settlements)
+      this.balance()
     })
   }
 
@@ -237,7 +296,7 @@ export class Work {
         this.settlements = []
         this.balance()
         return Effect.map(
-          persistently("settle", this.session.settle(settlements)),
+          persistently("settle", Effect.suspend(() => this.session.settle(settlements))),
           (lost) => this.countLost(settlements, lost)
         )
       },
@@ -253,50 +312,51 @@ export class Work {
     }
   }
 
-  /** Beats, and ends the work before the lease could have ended. */
-  private readonly keepLease: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
-    const clock = yield* Clock.Clock
-    const lease = Duration.toMillis(this.options.lease)
-    const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
-    let confirmed = now()
+  /** Keeps the lease, and hears on the way of what waits, and of workers that have died. */
+  private readonly beatAll: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
     while (true) {
-      const sent = now()
-      const left = confirmed + lease * confirmedPart - sent
-      const beat = left <= 0
-        ? undefined
-        : yield* persistently("beat", this.session.beat).pipe(
-          Effect.timeoutOption(left),
-          Effect.map(Option.getOrUndefined)
-        )
-      if (beat?.isAlive !== true) {
-        yield* Effect.logWarning(
-          beat === undefined
-            ? "A worker could not confirm its lease in time, so it interrupts what it delivers and begins anew"
-            : "A worker has lost its lease, so it interrupts what it delivers and begins anew"
-        )
-        yield* Deferred.succeed(this.lost, undefined)
-        return
-      }
-      confirmed = sent
+      const sent = this.now()
+      const beat = yield* persistently("beat", Effect.suspend(() => this.session.beat))
+      if (!beat.isAlive) return yield* this.lose("A worker has lost its lease")
+      this.confirmedAt = sent
       if (beat.isWaiting) this.mayFind.openUnsafe()
-      if (beat.hasExpired) {
-        const freed = yield* persistently("recover", this.session.recover).pipe(
-          Effect.timeoutOption(lease / 4),
-          Effect.map(Option.getOrElse(() => 0))
-        )
-        if (freed > 0) {
-          this.mayFind.openUnsafe()
-          yield* Effect.logWarning(`A worker died. ${freed} deliveries that it had claimed are free again`)
-        }
-      }
+      if (beat.hasExpired) this.hasExpired.openUnsafe()
       const poll = Duration.toMillis(beat.isListening ? pollListening : pollOtherwise)
       const jitter = yield* Random.nextBetween(0.8, 1)
-      yield* Effect.sleep(Math.min(poll, lease / 3) * jitter)
+      yield* Effect.sleep(Math.min(poll, Duration.toMillis(this.options.lease) / 3) * jitter)
+    }
+  })
+
+  /** Ends the work before the lease could have ended. It goes by the clock alone, and waits for nobody. */
+  private readonly watchLease: Effect.Effect<void> = Effect.suspend(() =>
+    Effect.gen({ self: this }, function*() {
+      const confirmed = Duration.toMillis(this.options.lease) * confirmedPart
+      for (let left = confirmed; left > 0; left = this.confirmedAt + confirmed - this.now()) yield* Effect.sleep(left)
+      yield* this.lose("A worker could not confirm its lease in time")
+    })
+  )
+
+  private lose(why: string): Effect.Effect<void> {
+    return Effect.andThen(
+      Effect.logWarning(`${why}, so it interrupts what it delivers and begins anew`),
+      Deferred.succeed(this.lost, undefined)
+    )
+  }
+
+  /** Frees what workers that have died had claimed. */
+  private readonly recoverAll: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
+    while (true) {
+      yield* this.hasExpired.await
+      this.hasExpired.closeUnsafe()
+      const freed = yield* persistently("recover", Effect.suspend(() => this.session.recover))
+      if (freed === 0) continue
+      this.mayFind.openUnsafe()
+      yield* Effect.logWarning(`A worker died. ${freed} deliveries that it had claimed are free again`)
     }
   })
 }
 
-const isBatch = (job: Job): job is ReadonlyArray<Claimed> => Array.isArray(job)
+const deliveriesOf = (job: Job): ReadonlyArray<Claimed> => job instanceof Batch ? job.deliveries : [job]
 
 const release = (claimed: Claimed): Settlement => ({ _tag: "Released", claimed })
 
