@@ -1,6 +1,33 @@
 /**
  * A store of durable intents in PostgreSQL.
  *
+ * **Example** (The whole way)
+ *
+ * ```ts
+ * import { PgClient } from "@effect/sql-pg"
+ * import { Epilogue, Intent, Outbox, OutboxWorker } from "@epilogue/core"
+ * import { PgOutboxStore } from "@epilogue/postgres"
+ * import { Config, Deferred, Effect, Layer, Schema } from "effect"
+ *
+ * class SendReceipt extends Intent.make("SendReceipt", { payload: { email: Schema.String } }) {}
+ *
+ * const Pg = PgClient.layerConfig({ url: Config.Redacted("DATABASE_URL") })
+ * const Store = PgOutboxStore.layer().pipe(Layer.provide(Layer.effectDiscard(PgOutboxStore.migrate())))
+ *
+ * const program = Effect.gen(function*() {
+ *   const sent = yield* Deferred.make<string>()
+ *   const Handlers = SendReceipt.toLayer(({ email }) => Deferred.succeed(sent, email))
+ *   const Worker = OutboxWorker.layer({ intents: [SendReceipt] }).pipe(Layer.provide(Handlers))
+ *
+ *   return yield* Effect.andThen(
+ *     Epilogue.atomic(SendReceipt.defer({ email: "ada@example.com" })),
+ *     Deferred.await(sent)
+ *   ).pipe(Effect.provide(Layer.merge(Outbox.layer, Worker).pipe(Layer.provide(Store), Layer.provide(Pg))))
+ * })
+ *
+ * await Effect.runPromise(program) // => "ada@example.com"
+ * ```
+ *
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
@@ -207,7 +234,7 @@ const check = Effect.fnUntraced(
     const fail = (message: string) => Effect.fail(new IntentStoreError({ message }))
     // A row with these columns is what the statement answers.
     const [isReplica, isReadOnly, isMigrated] = (yield* run(
-      "PostgreSQL does not say what it is",
+      `The store in the schema ${name} could not be opened`,
       statements.server
     ))[0] as [boolean, boolean, boolean]
     if (isReplica) {

@@ -7,11 +7,31 @@ import { Reactivity } from "effect/reactivity"
 import { once } from "node:events"
 import { type AddressInfo, connect, createServer } from "node:net"
 
-/** A client of the same database that goes through a proxy. While `isLossy`, the server's answers end the connection. */
+/** What the proxy does. */
+interface Behaviour {
+  /** The server's answers end the connection. */
+  isLossy: boolean
+  /** Notifications do not arrive. */
+  isDeaf: boolean
+  /** Connections are told the process of another one, as poolers do. */
+  isPooler: boolean
+}
+
+// A message begins with its kind and its length.
+const notification = "A".charCodeAt(0)
+const keyData = Buffer.from([75, 0, 0, 0, 12])
+
+const disguise = (data: Buffer): Buffer => {
+  const at = data.indexOf(keyData)
+  if (at >= 0) data.writeInt32BE(data.readInt32BE(at + keyData.length) + 1, at + keyData.length)
+  return data
+}
+
+/** A client of the same database that goes through a proxy. */
 export const makeProxy = Effect.gen(function*() {
   const { config } = yield* PgClient.PgClient
   const url = new URL(Redacted.value(config.url ?? Redacted.make("")))
-  const state = { isLossy: false }
+  const state: Behaviour = { isLossy: false, isDeaf: false, isPooler: false }
   const port = Number(url.port)
   const server = yield* Effect.acquireRelease(
     Effect.promise(async () => {
@@ -24,7 +44,7 @@ export const makeProxy = Effect.gen(function*() {
         client.on("data", (data) => upstream.write(data)).on("close", end).on("error", end)
         upstream.on("data", (data) => {
           if (state.isLossy) end()
-          else client.write(data)
+          else if (!state.isDeaf || data[0] !== notification) client.write(state.isPooler ? disguise(data) : data)
         }).on("close", end).on("error", end)
       }).listen(0, "127.0.0.1")
       await once(listening, "listening")

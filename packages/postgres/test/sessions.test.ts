@@ -136,6 +136,37 @@ it.layer(layerStore)("sessions", (it) => {
       assert.strictEqual((yield* other.claim(all)).length, 5)
     }))
 
+  it.effect("behind a pooler that keeps no settings everything works as well", () =>
+    Effect.gen(function*() {
+      const { client, state } = yield* makeProxy
+      state.isPooler = true
+      const store = yield* storeOver(client)
+      const added = envelopes(3)
+      const session = yield* open(store, [added[0]!.tag])
+      yield* store.append(added)
+      const claimed = yield* session.claim(all)
+      assert.strictEqual(claimed.length, 3)
+      assert.isTrue((yield* session.beat).isAlive)
+      assert.deepStrictEqual(yield* succeed(session, claimed), [])
+      assert.deepStrictEqual(yield* succeed(session, claimed), claimed.map(({ id }) => id))
+    }))
+
+  it.effect("a session knows that notifications do not arrive, and when they do again", () =>
+    Effect.gen(function*() {
+      const { client, state } = yield* makeProxy
+      const store = yield* storeOver(client)
+      const session = yield* open(store, [envelope().tag])
+      const until = (isListening: boolean) =>
+        Effect.repeat(Effect.andThen(TestClock.adjust("10 seconds"), session.beat), {
+          until: (beat) => beat.isListening === isListening
+        })
+      yield* until(true)
+      state.isDeaf = true
+      yield* until(false)
+      state.isDeaf = false
+      yield* until(true)
+    }))
+
   it.effect("a lease runs out by the clock of whoever looks on, and only if the beat does not move", () =>
     Effect.gen(function*() {
       const store = yield* OutboxStore

@@ -94,7 +94,7 @@ const clamp = (milliseconds: number): number => Math.min(Math.max(milliseconds, 
 /**
  * An array as PostgreSQL writes it. As text it is read the same way whatever the user's client does to values of its type.
  */
-export const arrayOf = (values: ReadonlyArray<string | number | undefined>): string =>
+const arrayOf = (values: ReadonlyArray<string | number | undefined>): string =>
   `{${values.map((value) => typeof value === "string" ? quote(value) : value ?? "NULL").join(",")}}`
 
 const quote = (value: string): string => `"${value.replaceAll(/["\\]/g, "\\$&")}"`

@@ -13,7 +13,7 @@ import type * as Scope from "effect/Scope"
 import type { SqlError } from "effect/sql/SqlError"
 
 /** Rows by the position of their columns. */
-export type Rows = ReadonlyArray<ReadonlyArray<unknown>>
+type Rows = ReadonlyArray<ReadonlyArray<unknown>>
 
 /** Runs a statement. `what` says what could not be done if it fails. */
 export type Run = (what: string, sql: string, params?: ReadonlyArray<unknown>) => Effect.Effect<Rows, IntentStoreError>
