@@ -100,6 +100,9 @@ export interface Fate {
   late: Effect.Effect<void> | undefined
 }
 
+/** The fate of an intent that is registered in what its boundary owns. */
+const sharedFate: Fate = { attempt: undefined, pending: 0, mark: undefined, late: undefined }
+
 /** What runs when a boundary is discarded. */
 export interface Hook {
   readonly run: (cause: Cause.Cause<unknown>) => Effect.Effect<unknown, unknown>
@@ -214,8 +217,11 @@ export class Queue {
   hasSpans = false
   private open: TxRef.TxRef<boolean> | undefined = undefined
   private attempt: Stm.Attempt | undefined = undefined
-  /** The last context seen to hold no transaction. Most intents of a boundary share one context. */
+  // Most intents of a boundary share one context.
+  /** The last context seen to hold no transaction. */
   private plain: Context.Context<never> | undefined = undefined
+  /** The last context seen to hold no transaction but what the boundary owns. */
+  private owned: Context.Context<never> | undefined = undefined
 
   constructor(kind: Queue["kind"], host: Host, parent: Queue | undefined) {
     this.kind = kind
@@ -229,7 +235,9 @@ export class Queue {
   register(registered: Registered, fiber: Fiber.Fiber<unknown, unknown>): Effect.Effect<void> {
     if (!this.isOpen) return ended(`intent "${registered.name}"`)
     const { context } = registered
-    if (context !== this.plain) {
+    if (context === this.owned) {
+      registered.fate = sharedFate
+    } else if (context !== this.plain) {
       const inSql = this.kind !== "test" && Sql.isInside(context)
       this.hasSpans ||= isTraced(fiber, inSql)
       if (inSql || Stm.inContext(context) !== undefined) return this.registerInTransaction(registered, inSql, fiber)
@@ -253,6 +261,7 @@ export class Queue {
       this.hasFates = true
       this.push(registered)
       const awaited = inSql ? this.awaitCommit(registered, fate) : Effect.void
+      if (Stm.inContext(registered.context) === undefined && fate.pending === 0) this.owned = registered.context
       if (attempt === undefined) return awaited
       return Effect.andThen(awaited, Stm.join(attempt, this.root.open ??= TxRef.makeUnsafe(true)))
     }))
