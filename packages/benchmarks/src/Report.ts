@@ -2,21 +2,15 @@
  * Tables in Markdown, for the terminal and for the guide.
  */
 import * as Array from "effect/Array"
-import * as Effect from "effect/Effect"
-import * as FileSystem from "effect/FileSystem"
 import { getCurrentVersion } from "effect/Version"
 import { availableParallelism } from "node:os"
 import * as Claim from "./Claim.ts"
 import * as Contender from "./Contender.ts"
+import { count, spread, spreadOfCounts } from "./Figures.ts"
 import type { Memory } from "./Memory.ts"
 import * as Spread from "./Spread.ts"
 import { table } from "./Table.ts"
 import type { Settings, Times } from "./Timing.ts"
-
-const count = (value: number): string => value.toLocaleString("en-US", { maximumFractionDigits: 0 })
-
-const spread = ({ max, median, min }: Spread.Spread, digits: number): string =>
-  `${median.toFixed(digits)} (${min.toFixed(digits)}..${max.toFixed(digits)})`
 
 const perSize = (
   sizes: ReadonlyArray<number>,
@@ -66,10 +60,7 @@ export const make = ({ claims, memory, settings: { rounds, sizes, turn }, times 
     `Node ${process.versions.node}, Effect ${getCurrentVersion()}, ${availableParallelism()} cores. ${rounds} rounds by turns after one to `
     + `warm up; a turn has as many boundaries as \`array\` does in ${turn} ms, at least one. Figures are medians (min..max). The SQL client is one that does nothing.`,
     "Nanoseconds a boundary:",
-    perSize(sizes, (contender, size) => {
-      const { max, median, min } = Spread.of(times(contender, size))
-      return `${count(median)} (${count(min)}..${count(max)})`
-    }),
+    perSize(sizes, (contender, size) => spreadOfCounts(Spread.of(times(contender, size)))),
     "Times `array`, round by round:",
     perSize(
       sizes,
@@ -86,16 +77,3 @@ export const make = ({ claims, memory, settings: { rounds, sizes, turn }, times 
     "What is claimed:",
     claimed(claims)
   ].join("\n\n")
-
-const guide = new URL("../../../docs/benchmarks.md", import.meta.url)
-const begin = "<!-- results: begin -->"
-const end = "<!-- results: end -->"
-
-/** Puts the report into the guide, in place of the last one. */
-export const write = Effect.fnUntraced(function*(report: string) {
-  const fileSystem = yield* FileSystem.FileSystem
-  const text = yield* fileSystem.readFileString(guide.pathname)
-  const [before, rest = ""] = text.split(begin)
-  const [, after = ""] = rest.split(end)
-  yield* fileSystem.writeFileString(guide.pathname, `${before}${begin}\n\n${report}\n\n${end}${after}`)
-})

@@ -1,0 +1,110 @@
+/**
+ * What is promised of durable intents.
+ */
+import { count } from "../Figures.ts"
+import * as Spread from "../Spread.ts"
+import * as contenders from "./contenders.ts"
+import { epilogue } from "./contenders/Epilogue.ts"
+import * as Graphile from "./contenders/Graphile.ts"
+import { persistedQueue } from "./contenders/PersistedQueue.ts"
+import type { DurableContender } from "./DurableContender.ts"
+import type { Latencies } from "./Latency.ts"
+import type { Samples } from "./Rounds.ts"
+import { busyLimit, type Results } from "./Scenarios.ts"
+
+export interface DurableClaim {
+  readonly text: string
+  readonly measured: Spread.Spread
+  readonly kind: "at least" | "at most"
+  readonly limit: number
+}
+
+export const holds = ({ kind, limit, measured }: DurableClaim): boolean =>
+  kind === "at least" ? measured.median >= limit : measured.median <= limit
+
+const make = (
+  text: string,
+  measured: Spread.Spread,
+  kind: DurableClaim["kind"],
+  limit: number
+): DurableClaim => ({ text, measured, kind, limit })
+
+/** Epilogue's figure, times that of another, round by round. */
+const against = <A>(samples: Samples<A>, figure: (sample: A) => number, other: DurableContender): Spread.Spread =>
+  Spread.ofRatios(samples(epilogue).map(figure), samples(other).map(figure))
+
+const ofTransactions = ({ transactions }: Results) =>
+  transactions.map(({ fibers, samples }) =>
+    make(
+      `A transaction with 2 intents, times one without, ${fibers} at once`,
+      Spread.of(samples(epilogue).map((sample) => sample.with / sample.without)),
+      "at least",
+      0.75
+    )
+  )
+
+const ofBulk = ({ bulk }: Results) =>
+  bulk.map((samples) =>
+    make("Many in one transaction, times `addJobs`", against(samples, (rate) => rate, Graphile.tuned), "at least", 1.3)
+  )
+
+const ofDrain = ({ drain }: Results) =>
+  drain.flatMap(({ concurrency, samples, size }) =>
+    ([[contenders.reference, 1.8], [persistedQueue, 20]] as const).map(([other, limit]) =>
+      make(
+        `${count(size)} that wait, ${concurrency} at once, times ${other.name}`,
+        against(samples, ({ rate }) => rate, other),
+        "at least",
+        limit
+      )
+    )
+  )
+
+const ofWal = ({ drain }: Results) =>
+  drain.slice(0, 1).map(({ samples }) =>
+    make("Bytes of write-ahead log an intent", Spread.of(samples(epilogue).map(({ wal }) => wal)), "at most", 500)
+  )
+
+const ofBusy = ({ busy }: Results) =>
+  busy.map(({ samples }) =>
+    make(
+      "Handlers that take 5 ms, times what arithmetic allows",
+      Spread.of(samples(epilogue).map(({ rate }) => rate / busyLimit)),
+      "at least",
+      0.85
+    )
+  )
+
+/** Of graphile-worker's two, the one that is not tuned for throughput has the lower latency. */
+const ofLatency = ({ latency }: Results) => {
+  const p50 = ({ fromCommit }: Latencies) => fromCommit.p50
+  const p99 = ({ fromCommit }: Latencies) => fromCommit.p99
+  const [one, two] = latency
+  if (one === undefined || two === undefined) return []
+  const elsewhere = (samples: Samples<Latencies>): Samples<Latencies> => (contender) =>
+    contender === epilogue ? samples(contender) : two.samples(contender)
+  const { byDefault } = Graphile
+  return [
+    make(
+      "Commit to handler, two processes, p50, times graphile-worker",
+      against(two.samples, p50, byDefault),
+      "at most",
+      1
+    ),
+    make(
+      "Commit to handler, two processes, p99, times graphile-worker",
+      against(two.samples, p99, byDefault),
+      "at most",
+      1
+    ),
+    make(
+      "Commit to handler, one process, p50, times graphile-worker in two",
+      against(elsewhere(one.samples), p50, byDefault),
+      "at most",
+      0.5
+    )
+  ]
+}
+
+export const of = (results: Results): ReadonlyArray<DurableClaim> =>
+  [ofTransactions, ofBulk, ofDrain, ofWal, ofBusy, ofLatency].flatMap((claims) => claims(results))
