@@ -7,7 +7,19 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
+import { type Handled, typedIn } from "./InProcess.ts"
 import { transactWith } from "./SqlTransaction.ts"
+
+/**
+ * Options of `layerOptions`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface SqlOptions<Intents extends ReadonlyArray<Handled> = []> extends EngineOptions {
+  /** The typed intents that it handles, as `layerWith` does. Defaults to none. */
+  readonly intents?: Intents | undefined
+}
 
 /**
  * Like `layer`, with options.
@@ -15,10 +27,16 @@ import { transactWith } from "./SqlTransaction.ts"
  * @category layers
  * @since 0.1.0
  */
-export const layerOptions = (options?: EngineOptions): Layer.Layer<Epilogue, never, SqlClient.SqlClient> =>
+export const layerOptions = <const Intents extends ReadonlyArray<Handled> = []>(
+  options: SqlOptions<Intents> = {}
+): Layer.Layer<Epilogue, never, SqlClient.SqlClient | Intents[number]["~handler"]> =>
   Layer.effect(
     Epilogue,
-    Effect.map(SqlClient.SqlClient, (client) => make({ ...options, client, transact: transactWith(client) }))
+    Effect.gen(function*() {
+      const client = yield* SqlClient.SqlClient
+      const typed = options.intents === undefined ? undefined : yield* typedIn(options.intents)
+      return make({ onFailure: options.onFailure, client, transact: transactWith(client), typed })
+    })
   )
 
 /**
@@ -40,3 +58,17 @@ export const layerOptions = (options?: EngineOptions): Layer.Layer<Epilogue, nev
  * @since 0.1.0
  */
 export const layer: Layer.Layer<Epilogue, never, SqlClient.SqlClient> = layerOptions()
+
+/**
+ * `layer`, and handles these typed intents in the epilogue, as `Epilogue.layerWith` does.
+ *
+ * **Gotchas**
+ *
+ * What was committed and not yet handled is lost if the process ends. `Outbox.layer` stores it with the commit.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = <Intents extends ReadonlyArray<Handled>>(
+  ...intents: Intents
+): Layer.Layer<Epilogue, never, SqlClient.SqlClient | Intents[number]["~handler"]> => layerOptions({ intents })
