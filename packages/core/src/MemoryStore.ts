@@ -462,17 +462,23 @@ export const make: Effect.Effect<OutboxStore.Service> = Effect.sync(() => {
 
   const depths = operation(({ millis }): ReadonlyArray<Depth> => {
     const all = new Map(
-      Array.from(tags, ([tag, { dead }]) => [tag, { tag, waiting: 0, delayed: 0, dead: dead.length, oldest: 0 }])
+      Array.from(
+        tags,
+        ([tag, { dead }]) => [tag, { tag, waiting: 0, claimed: 0, delayed: 0, dead: dead.length, oldest: 0 }]
+      )
     )
     for (const { dueAt, envelope, isDelayed, lease } of rows) {
       const depth = all.get(envelope.tag)!
       if (isDelayed) depth.delayed++
-      else if (lease === undefined) {
+      else if (lease !== undefined) depth.claimed++
+      else {
         depth.waiting++
         depth.oldest = Math.max(depth.oldest, millis - dueAt)
       }
     }
-    return Array.from(all.values()).filter(({ dead, delayed: later, waiting }) => dead + later + waiting > 0)
+    return Array.from(all.values()).filter(({ claimed, dead, delayed: later, waiting }) =>
+      claimed + dead + later + waiting > 0
+    )
   })
 
   return { name, capabilities, append, wake, open, depths }

@@ -133,12 +133,15 @@ export class Fixture {
   depth(tag = this.tag): Effect.Effect<Depth, IntentStoreError> {
     return Effect.map(
       this.store.depths,
-      (depths) => depths.find((depth) => depth.tag === tag) ?? { tag, waiting: 0, delayed: 0, dead: 0, oldest: 0 }
+      (depths) => depths.find((depth) => depth.tag === tag) ?? none(tag)
     )
   }
 }
 
 const leaseMoments = 4
+
+/** The depth of a tag of which there is nothing. */
+export const none = (tag: string): Depth => ({ tag, waiting: 0, claimed: 0, delayed: 0, dead: 0, oldest: 0 })
 
 export const freshTag = (): string => `Conformance/${SecureRandom.uuidV7Unsafe()}`
 

@@ -15,6 +15,7 @@ import {
   freshTag,
   idsOf,
   isBetween,
+  none,
   settle,
   sorted,
   succeed
@@ -392,6 +393,27 @@ const idempotency = (test: Test): void => {
       equal(third!.duplicate, false, "whether one is a duplicate after the delay and the time to remember")
     }))
 
+  test("thousands of idempotency keys are remembered, each as long as it was to be", (fixture) =>
+    Effect.gen(function*() {
+      const append = (remember: number) =>
+        fixture.append(
+          ...Array.from({ length: 3_000 }, (_, index) =>
+            fixture.envelope({ idempotencyKey: `${index}`, remember: index % 2 === 0 ? remember : fixture.millis(1) }))
+        )
+      const first = yield* append(fixture.millis(1_000))
+      equal(first.filter(({ duplicate }) => duplicate).length, 0, "how many are duplicates at first")
+      yield* fixture.pass(2)
+      yield* append(fixture.millis(1_000))
+      yield* fixture.pass(2)
+      const third = yield* append(fixture.millis(1_000))
+      equal(
+        third.filter(({ duplicate }) => duplicate).length,
+        1_500,
+        "how many are duplicates after others were forgotten"
+      )
+      equal(third[0], { id: first[0]!.id, duplicate: true }, "the answer to one of them")
+    }))
+
   test("an idempotency key may be remembered for ever", (fixture) =>
     Effect.gen(function*() {
       const [first] = yield* fixture.append(fixture.envelope({ idempotencyKey, remember: Infinity }))
@@ -471,11 +493,11 @@ const delays = (test: Test): void => {
 }
 
 const depths = (test: Test): void => {
-  test("depths tell what waits, what is delayed and what is dead, by tag", (fixture) =>
+  test("depths tell what waits, is claimed, is delayed and is dead, by tag", (fixture) =>
     Effect.gen(function*() {
       const session = yield* fixture.open()
       const other = freshTag()
-      equal(yield* fixture.depth(), { tag: fixture.tag, waiting: 0, delayed: 0, dead: 0, oldest: 0 }, "none")
+      equal(yield* fixture.depth(), none(fixture.tag), "what there is at first")
       yield* fixture.append(
         ...fixture.envelopes(5),
         ...fixture.envelopes(2, { delay: fixture.millis(1_000) }),
@@ -487,21 +509,20 @@ const depths = (test: Test): void => {
         { _tag: "Dead", claimed: claimed[1]!, reason: "exhausted", failure: "it failed" }
       ])
       const { oldest: _, ...depth } = yield* fixture.depth()
-      equal(depth, { tag: fixture.tag, waiting: 2, delayed: 3, dead: 1 }, "what there is")
+      equal(depth, { tag: fixture.tag, waiting: 2, claimed: 1, delayed: 3, dead: 1 }, "what there is")
       equal((yield* fixture.depth(other)).waiting, 1, "what waits of the other tag")
     }))
 
   test("depths tell of a tag of which all is delayed, or claimed, or dead", (fixture) =>
     Effect.gen(function*() {
-      const none = { tag: fixture.tag, waiting: 0, delayed: 0, dead: 0, oldest: 0 }
       yield* fixture.append(fixture.envelope({ delay: fixture.millis(2) }))
-      equal(yield* fixture.depth(), { ...none, delayed: 1 }, "what there is while it is delayed")
+      equal(yield* fixture.depth(), { ...none(fixture.tag), delayed: 1 }, "what there is while it is delayed")
       yield* fixture.pass(3)
       const session = yield* fixture.open()
       const claimed = yield* claimOne(session)
-      equal(yield* fixture.depth(), none, "what there is while it is claimed")
+      equal(yield* fixture.depth(), { ...none(fixture.tag), claimed: 1 }, "what there is while it is claimed")
       yield* settle(session, { _tag: "Dead", reason: "rejected", failure: "" }, claimed)
-      equal(yield* fixture.depth(), { ...none, dead: 1 }, "what there is while it is dead")
+      equal(yield* fixture.depth(), { ...none(fixture.tag), dead: 1 }, "what there is while it is dead")
     }))
 
   test("depths tell how long the oldest of those waiting has been due", (fixture) =>

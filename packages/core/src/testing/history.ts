@@ -69,8 +69,8 @@ const Step = Schema.Union([
   Schema.TaggedStruct("Close", { worker }),
   Schema.TaggedStruct("Recover", { worker }),
   Schema.TaggedStruct("Recover", { worker }),
-  Schema.TaggedStruct("Pass", { moments: Schema.Literals([1, 3, 6, 12]) }),
-  Schema.TaggedStruct("Pass", { moments: Schema.Literals([12]) }),
+  Schema.TaggedStruct("Pass", { moments: Schema.Literals([1, 3, 6, 16]) }),
+  Schema.TaggedStruct("Pass", { moments: Schema.Literals([16]) }),
   /** The clock on the wall is set. */
   Schema.TaggedStruct("SetClock", { moments: Schema.Literals([-100, -3, 3, 100]) }),
   Schema.TaggedStruct("Count", {})

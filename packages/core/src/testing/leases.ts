@@ -157,6 +157,17 @@ export const leases = (test: Test, { capabilities }: SuiteOptions): void => {
       yield* succeed(late, claimed)
     }))
 
+  test("a session does not end itself, however late it is", (fixture) =>
+    Effect.gen(function*() {
+      const late = yield* fixture.openMortal()
+      yield* fixture.append(fixture.envelope())
+      const claimed = yield* claimOne(late)
+      yield* fixture.outlive()
+      equal(yield* late.recover, 0, "what was freed")
+      equal((yield* late.beat).isAlive, true, "whether it is alive")
+      yield* succeed(late, claimed)
+    }))
+
   test("each session has a lease of its own length", (fixture) =>
     Effect.gen(function*() {
       const [short, long, observer] = [

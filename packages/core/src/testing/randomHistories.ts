@@ -50,7 +50,8 @@ interface Actor {
   settled: Array<Held>
 }
 
-const leaseMoments = 9
+/** How many moments the lease of each worker's sessions is. */
+const leases = [9, 9, 13]
 
 const live = Effect.fnUntraced(function*(
   history: History,
@@ -102,10 +103,11 @@ const live = Effect.fnUntraced(function*(
 
   const open = Effect.fnUntraced(function*(index: number, subscriptions: ReadonlyArray<Subscription>) {
     const scope = yield* Scope.fork(yield* Effect.scope)
-    const opening = Scope.provide(fixture.open(subscriptions, leaseMoments), scope)
+    const lease = leases[index]!
+    const opening = Scope.provide(fixture.open(subscriptions, lease), scope)
     const name = `worker ${index} (session ${everyone.length})`
     yield* timed(opening, (session, at) => {
-      const model = reference.open(name, subscriptions, fixture.millis(leaseMoments), at)
+      const model = reference.open(name, subscriptions, fixture.millis(lease), at)
       const actor = { model, session, close: Scope.close(scope, Exit.void), held: [], settled: [] }
       actors[index] = actor
       everyone.push(actor)

@@ -278,7 +278,7 @@ export class Reference {
     if (a.tag !== b.tag || a.version !== b.version) return false
     if (a.partitionKey !== undefined || b.partitionKey !== undefined) return false
     if (a.priority !== b.priority) return a.priority > b.priority
-    return isUntouched(one) && isUntouched(other) && one.place.high < other.place.low
+    return one.claims === 0 && isOnFirstWay(one) && isOnFirstWay(other) && one.place.high < other.place.low
   }
 
   /** What a session may claim. */
@@ -378,11 +378,12 @@ export class Reference {
 
   // Counts -----------------------------------------------------------------------------------------------------------
 
-  count({ dead, delayed, tag, waiting }: Depth, at: Moment): void {
+  count({ claimed, dead, delayed, tag, waiting }: Depth, at: Moment): void {
     this.next(at)
     const all = Array.from(this.intents.values()).filter(({ envelope }) => envelope.tag === tag)
     const free = all.filter(({ state }) => state === "waiting")
     equal(dead, all.filter(({ state }) => state === "dead").length, "how many are dead")
+    equal(claimed, all.filter(({ state }) => state === "held").length, "how many are claimed")
     equal(waiting + delayed, free.length, "how many wait or are delayed")
     isTrue(waiting >= free.filter(({ isDue }) => isDue).length, "that all wait that are due")
     isTrue(delayed >= free.filter(({ mayBeDue }) => !mayBeDue).length, "that all are delayed that can't be due")
@@ -406,7 +407,8 @@ export class Reference {
 
 const mayHaveExpired = (other: Worker, { steady }: Moment): boolean => steady.high - other.lastBeat.low >= other.lease
 
-const isUntouched = ({ claims, envelope }: Intent): boolean => claims === 0 && envelope.delay === undefined
+/** It waits to be claimed for the first time, or has just been. */
+const isOnFirstWay = ({ claims, envelope }: Intent): boolean => claims <= 1 && envelope.delay === undefined
 
 const subscribes = ({ subscriptions }: Worker, { envelope }: Intent): boolean =>
   subscriptions.some(({ tag, versions }) => tag === envelope.tag && versions.includes(envelope.version))

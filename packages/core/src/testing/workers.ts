@@ -21,7 +21,7 @@ import * as Outbox from "../Outbox.ts"
 import { OutboxStore } from "../OutboxStore.ts"
 import * as OutboxWorker from "../OutboxWorker.ts"
 import { equal, isTrue } from "./check.ts"
-import { claimNothing, claimOne, type Fixture, freshTag, idsOf, sorted } from "./Fixture.ts"
+import { claimNothing, claimOne, type Fixture, freshTag, idsOf, none, sorted } from "./Fixture.ts"
 import type { SuiteOptions, Test } from "./OutboxStoreConformance.ts"
 
 type Payload = { readonly n: number }
@@ -431,5 +431,5 @@ const eventually = Effect.fnUntraced(function*<E = never>(
 /** Nothing is left but dead letters. */
 const isEmpty = Effect.fnUntraced(function*(fixture: Fixture, dead: number = 0) {
   yield* claimNothing(yield* fixture.open())
-  equal(yield* fixture.depth(), { tag: fixture.tag, waiting: 0, delayed: 0, dead, oldest: 0 }, "what is left")
+  equal(yield* fixture.depth(), { ...none(fixture.tag), dead }, "what is left")
 })
