@@ -18,7 +18,7 @@ export const names = ["transactions", "bulk", "drain", "busy", "latency"] as con
 export type Name = typeof names[number]
 
 const transactions = (settings: Settings) =>
-  Effect.forEach([1, 16], (fibers) =>
+  Effect.forEach(settings.fibers, (fibers) =>
     Effect.map(
       Rounds.measure(`Transactions, ${fibers} at once`, contenders.all, settings.rounds, (contender) =>
         Turn.take(
@@ -38,9 +38,9 @@ const bulk = (settings: Settings) =>
     (samples) => [samples]
   )
 
-const drain = ({ backlogs, limit, rounds }: Settings) =>
+const drain = ({ backlogs, concurrencies, limit, rounds }: Settings) =>
   Effect.forEach(
-    backlogs.flatMap((size) => [10, 50].map((concurrency) => ({ size, concurrency }))),
+    backlogs.flatMap((size) => concurrencies.map((concurrency) => ({ size, concurrency }))),
     ({ concurrency, size }) =>
       Effect.map(
         Rounds.measure(`${size} wait, ${concurrency} at once`, contenders.all, rounds, (contender) =>
