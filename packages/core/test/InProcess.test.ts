@@ -91,7 +91,7 @@ describe("layerWith", () => {
     Effect.gen(function*() {
       const deliveries: Array<Intent.Delivery<{ readonly name: string }>> = []
       yield* TestClock.setTime(1_000)
-      const id = yield* Epilogue.atomic(Greet.defer({ name: "Ada" })).pipe(
+      const deferred = yield* Epilogue.atomic(Greet.defer({ name: "Ada" })).pipe(
         Effect.provide(
           Epilogue.layerWith(Greet).pipe(
             Layer.provide(Greet.toLayer((_, delivery) => Effect.sync(() => deliveries.push(delivery))))
@@ -106,7 +106,7 @@ describe("layerWith", () => {
           crashes,
           enqueuedAt.epochMilliseconds
         ]),
-        [[id, { name: "Ada" }, 1, 0, 1_000]]
+        [[deferred, { name: "Ada" }, 1, 0, 1_000]]
       )
     }))
 
