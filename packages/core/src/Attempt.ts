@@ -212,7 +212,7 @@ const judge = (
         : Effect.as(
           Effect.logWarning(
             `Intent "${claimed.tag}" failed at attempt ${attempt} of ${maxAttempts}; it is tried again in ${
-              Duration.format(Duration.millis(delay))
+              Duration.format(Duration.millis(Math.ceil(delay)))
             }`,
             exit.cause
           ).pipe(Effect.annotateLogs(annotations(claimed))),
@@ -258,7 +258,7 @@ const unreadable = (
     return Effect.as(
       Effect.logWarning(
         `The payload of intent "${claimed.tag}" could not be read, so it is put off. In ${
-          Duration.format(Duration.millis(left))
+          Duration.format(Duration.millis(Math.ceil(left)))
         } it is a dead letter`,
         cause
       ).pipe(Effect.annotateLogs(annotations(claimed))),

@@ -150,6 +150,8 @@ export interface Depth {
   readonly tag: string
   /** Due, and not claimed. */
   readonly waiting: number
+  /** Leased to a session. */
+  readonly claimed: number
   /** Not due yet, retries included. */
   readonly delayed: number
   readonly dead: number
@@ -178,7 +180,7 @@ export declare namespace OutboxStore {
   export interface Service extends IntentSink.Service {
     /** Opens a session for a worker. */
     readonly open: (options: OpenOptions) => Effect.Effect<Session, IntentStoreError, Scope.Scope>
-    /** How much there is of each tag. It may cost a scan of what waits, so it is not for every second. */
+    /** How much there is of each tag that has any. It may cost a scan of what waits, so it is not for every second. */
     readonly depths: Effect.Effect<ReadonlyArray<Depth>, IntentStoreError>
   }
 }

@@ -220,8 +220,9 @@ const make = Effect.fnUntraced(function*(
       control.run("What there is could not be counted", statements.depths),
       // Rows with these columns are what the statement answers.
       (rows) =>
-        (rows as ReadonlyArray<readonly [string, number, number, number, number]>).map(
-          ([tag, waiting, delayed, dead, oldest]) => ({ tag, waiting, delayed, dead, oldest })
+        (rows as ReadonlyArray<readonly [string, number, number, number, number, number]>).flatMap(
+          ([tag, waiting, claimed, delayed, dead, oldest]) =>
+            waiting + claimed + delayed + dead === 0 ? [] : [{ tag, waiting, claimed, delayed, dead, oldest }]
         )
     )
   }

@@ -461,7 +461,7 @@ export const open = Effect.fnUntraced(function*(
   /** Ends the session, so that nothing can be claimed any more, and frees what it has. */
   const leave = control.transaction(Effect.fnUntraced(function*(run) {
     // A transaction that a handler has left open may hold one of them. Then others end the session when its lease is over.
-    yield* run("", "SET LOCAL lock_timeout = '1s'")
+    yield* run("", "SET LOCAL lock_timeout = '3s'")
     yield* run("The session could not be ended", statements.unregister, [[session]])
     yield* reclaim(run)
     if (held.size === 0) return
@@ -472,7 +472,7 @@ export const open = Effect.fnUntraced(function*(
     ])
     yield* Effect.sync(() => signals.tell({ _tag: "Freed", queues: Array.from(new Set(held.values())) }))
   })).pipe(
-    Effect.timeout("5 seconds"),
+    Effect.timeout("10 seconds"),
     Effect.catch((cause) =>
       Effect.logWarning("A session could not be closed. Others end it when its lease is over", cause)
     )

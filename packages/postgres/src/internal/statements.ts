@@ -283,15 +283,16 @@ FROM unnest($1::int8[]) AS g(session)`,
   ORDER BY until LIMIT $1 FOR UPDATE SKIP LOCKED
 ))`,
 
-    /** `[tag, waiting, delayed, dead, how long the oldest has been due]` */
-    depths:
-      `SELECT q.tag, coalesce(sum(w.free), 0)::float8 + coalesce(sum(l.due), 0)::float8, coalesce(sum(l.later), 0)::float8,
+    /** `[tag, waiting, claimed, delayed, dead, how long the oldest has been due]` */
+    depths: `SELECT q.tag, coalesce(sum(w.free), 0)::float8 + coalesce(sum(l.due), 0)::float8,
+  coalesce(sum(w.leased), 0)::float8, coalesce(sum(l.later), 0)::float8,
   coalesce(sum(d.dead), 0)::float8,
   coalesce(${milliseconds("clock_timestamp() - least(min(w.oldest), min(l.oldest))")}, 0)
 FROM ${name}.queue AS q
 LEFT JOIN (
-  SELECT queue, count(*) AS free, min(coalesce(due, enqueued_at)) AS oldest FROM ${name}.waiting
-  WHERE lease = 0 GROUP BY queue
+  SELECT queue, count(*) FILTER (WHERE lease = 0) AS free, count(*) FILTER (WHERE lease <> 0) AS leased,
+    min(coalesce(due, enqueued_at)) FILTER (WHERE lease = 0) AS oldest
+  FROM ${name}.waiting GROUP BY queue
 ) AS w ON w.queue = q.id
 LEFT JOIN (
   SELECT queue, count(*) FILTER (WHERE due <= statement_timestamp()) AS due,
