@@ -1,0 +1,226 @@
+/** What the tests of durability are given: a store in a database of their own, and short words for what they do often. */
+import { PgClient, PgConnection } from "@effect/sql-pg"
+import { assert } from "@effect/vitest"
+import { Epilogue, type Intent, type IntentSink, type OutboxStore, OutboxWorker } from "@epilogue/core"
+import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
+import { Cause, Effect, Exit, Layer, Redacted, Schedule, Scope } from "effect"
+import { SqlClient } from "effect/sql"
+import { randomUUID } from "node:crypto"
+import { connect, createServer, type Socket } from "node:net"
+import { insertOrder, layerOutbox, layerTables, SendReceipt } from "./Shop.ts"
+
+/** A store in a fresh database. */
+export const layer = layerOutbox.pipe(Layer.provideMerge(layerTables), Layer.provideMerge(TestDatabase.layer))
+
+export type Services =
+  | PgClient.PgClient
+  | SqlClient.SqlClient
+  | OutboxStore.OutboxStore
+  | IntentSink.IntentSink
+  | Epilogue.Epilogue
+  | Scope.Scope
+
+/** Waits for what nothing tells of. */
+export const until = <E, R>(condition: Effect.Effect<boolean, E, R>) =>
+  Effect.asVoid(Effect.repeat(condition, { until: (isTrue) => isTrue, schedule: Schedule.spaced("10 millis") }))
+
+export const messageOf = (exit: Exit.Exit<unknown, unknown>): string => {
+  if (Exit.isSuccess(exit)) return assert.fail("It has succeeded")
+  const error = Cause.squash(exit.cause)
+  return error instanceof Error ? error.message : String(error)
+}
+
+// What is stored ------------------------------------------------------------------------------------------------------
+
+/** The tables of the store that hold intents. */
+export const tables = Effect.gen(function*() {
+  const sql = yield* SqlClient.SqlClient
+  const rows = yield* sql<{ name: string }>`
+    SELECT 'epilogue.' || table_name AS name FROM information_schema.columns
+    WHERE table_schema = 'epilogue' AND column_name = 'payload' ORDER BY 1`
+  return rows.map(({ name }) => name)
+})
+
+/** The rows of intents with this order: the transactions that they came with. */
+export const stored = Effect.fnUntraced(function*(order: number) {
+  const sql = yield* SqlClient.SqlClient
+  const found = yield* Effect.forEach(
+    yield* tables,
+    (table) =>
+      sql<{ xmin: string }>`
+        SELECT xmin::text FROM ${sql(table)} WHERE payload::jsonb @> ${JSON.stringify({ order })}::text::jsonb`
+  )
+  return found.flat().map(({ xmin }) => xmin)
+})
+
+export const countOrders = Effect.fnUntraced(function*(order: number) {
+  const sql = yield* SqlClient.SqlClient
+  const rows = yield* sql`SELECT FROM orders WHERE id = ${order}`
+  return rows.length
+})
+
+/** How much there is of an intent, at one moment. */
+export const depthOf = Effect.fnUntraced(function*({ _tag }: { readonly _tag: string }) {
+  const sql = yield* SqlClient.SqlClient
+  const [row] = yield* sql<{ waiting: number; claimed: number; delayed: number; dead: number }>`
+    WITH mine AS (SELECT id FROM epilogue.queue WHERE tag = ${_tag})
+    SELECT (SELECT count(*) FROM epilogue.waiting WHERE queue IN (SELECT id FROM mine) AND lease = 0)::int AS waiting,
+      (SELECT count(*) FROM epilogue.waiting WHERE queue IN (SELECT id FROM mine) AND lease <> 0)::int AS claimed,
+      (SELECT count(*) FROM epilogue.delayed WHERE queue IN (SELECT id FROM mine))::int AS delayed,
+      (SELECT count(*) FROM epilogue.dead WHERE queue IN (SELECT id FROM mine))::int AS dead`
+  return row!
+})
+
+/** Waits until the store has none of these to deliver any more. */
+export const areGone = (intent: { readonly _tag: string }) =>
+  until(Effect.map(depthOf(intent), ({ claimed, delayed, waiting }) => claimed + delayed + waiting === 0))
+
+// Deferring and delivering --------------------------------------------------------------------------------------------
+
+/** Commits an order with its receipt, and answers with the receipt's id. */
+export const checkout = Effect.fn("checkout")(function*(order: number) {
+  yield* insertOrder(order)
+  return yield* SendReceipt.defer({ order })
+}, Epilogue.atomic)
+
+type Handlers<Intents extends ReadonlyArray<Intent.Any>, E, R> = Layer.Layer<Intent.HandlerOf<Intents[number]>, E, R>
+
+/** Starts a worker, until the scope closes. */
+export const work = <const Intents extends ReadonlyArray<Intent.Any>, E, R>(
+  options: OutboxWorker.Options<Intents>,
+  handlers: Handlers<Intents, E, R>
+) => Layer.build(OutboxWorker.layer(options).pipe(Layer.provide(handlers)))
+
+/** Starts a worker that the test closes. */
+export const workUntil = Effect.fnUntraced(function*<const Intents extends ReadonlyArray<Intent.Any>, E, R>(
+  options: OutboxWorker.Options<Intents>,
+  handlers: Handlers<Intents, E, R>
+) {
+  const scope = yield* Effect.acquireRelease(Scope.make(), (self) => Scope.close(self, Exit.void))
+  yield* Scope.provide(work(options, handlers), scope)
+  return { close: Scope.close(scope, Exit.void) }
+})
+
+/** Notes deliveries of receipts. */
+export class Recorder {
+  readonly deliveries: Array<Intent.Delivery<{ readonly order: number }>> = []
+
+  get ids(): ReadonlyArray<string> {
+    return this.deliveries.map(({ id }) => id)
+  }
+
+  get orders(): ReadonlyArray<number> {
+    return this.deliveries.map(({ payload }) => payload.order)
+  }
+
+  readonly handler = SendReceipt.toLayer((_, delivery) => Effect.sync(() => void this.deliveries.push(delivery)))
+
+  /** Waits for so many. */
+  has(count: number): Effect.Effect<void> {
+    return until(Effect.sync(() => this.deliveries.length >= count))
+  }
+}
+
+// Around the store ----------------------------------------------------------------------------------------------------
+
+/** Another store, with a client of its own, as another process has it. */
+export const another = Effect.fnUntraced(function*(config?: Partial<PgClient.PgPoolConfig>) {
+  const client = yield* PgClient.PgClient
+  return yield* Layer.build(
+    Layer.fresh(layerOutbox).pipe(Layer.provideMerge(Layer.fresh(PgClient.layer({ ...client.config, ...config }))))
+  )
+})
+
+/** A connection that no store has. */
+export const connection = Effect.flatMap(PgClient.PgClient, ({ config }) => PgConnection.make(config))
+
+/** Runs statements in a transaction that holds what they lock, until it is released. */
+export const lock = Effect.fnUntraced(function*(...statements: ReadonlyArray<string>) {
+  const { query } = yield* connection
+  yield* Effect.forEach(["BEGIN", ...statements], (statement) => query(statement))
+  return { release: query("ROLLBACK") }
+})
+
+/** What is stored can be read, and no intent can be added, claimed or settled, until it is released. */
+export const lockIntents = Effect.flatMap(
+  tables,
+  (all) => lock(...all.map((table) => `LOCK TABLE ${table} IN EXCLUSIVE MODE`))
+)
+
+/** Each worker session shows that it is alive this many times. */
+export const beats = (count: number) =>
+  SqlClient.SqlClient.use((sql) =>
+    Effect.flatMap(
+      sql<{ beat: number }>`SELECT coalesce(min(beat), 0)::int AS beat FROM epilogue.worker`,
+      ([before]) =>
+        until(
+          Effect.map(
+            sql`SELECT FROM epilogue.worker WHERE beat < ${before!.beat + count}`,
+            (behind) => behind.length === 0
+          )
+        )
+    )
+  )
+
+/** An intent as it is appended, without a boundary. */
+export const envelope = (intent: { readonly _tag: string }, payload: unknown): IntentSink.Envelope => ({
+  id: randomUUID(),
+  tag: intent._tag,
+  version: 1,
+  payload: JSON.stringify(payload),
+  partitionKey: undefined,
+  idempotencyKey: undefined,
+  remember: 0,
+  priority: 0,
+  delay: undefined,
+  runAt: undefined,
+  traceparent: undefined
+})
+
+/** Leads to the server of the test. It can stop to answer, and it can keep notifications to itself, as some poolers do. */
+export const proxy = Effect.fnUntraced(function*() {
+  const { config } = yield* PgClient.PgClient
+  const target = new URL(Redacted.value(config.url!))
+  const sockets = new Set<Socket>()
+  let isFrozen = false
+  const server = createServer((client) => {
+    const upstream = connect(Number(target.port), target.hostname)
+    for (const socket of [client, upstream]) {
+      sockets.add(socket)
+      socket.on("error", () => socket.destroy())
+    }
+    client.on("data", (data) => isFrozen || upstream.write(data))
+    let rest: Buffer = Buffer.alloc(0)
+    upstream.on("data", (data) => {
+      rest = Buffer.concat([rest, data])
+      while (rest.length >= 5 && rest.length > rest.readInt32BE(1)) {
+        const message = rest.subarray(0, rest.readInt32BE(1) + 1)
+        rest = rest.subarray(message.length)
+        // A NotificationResponse.
+        if (!isFrozen && message[0] !== 0x41) client.write(message)
+      }
+    })
+    client.on("close", () => upstream.destroy())
+    upstream.on("close", () => client.destroy())
+  })
+  const cut = Effect.sync(() => {
+    for (const socket of sockets) socket.destroy()
+  })
+  const port = yield* Effect.acquireRelease(
+    Effect.callback<number>((resume) => {
+      server.listen(0, "127.0.0.1", () => {
+        const address = server.address()
+        resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0))
+      })
+    }),
+    () => Effect.andThen(cut, Effect.sync(() => server.close()))
+  )
+  const url = new URL(target)
+  url.host = `127.0.0.1:${port}`
+  return {
+    url: Redacted.make(url.href),
+    freeze: Effect.sync(() => void (isFrozen = true)),
+    /** Ends what is connected. What connects now finds everything as it was. */
+    cut: Effect.andThen(cut, Effect.sync(() => void (isFrozen = false)))
+  }
+})
