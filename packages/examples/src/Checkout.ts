@@ -3,22 +3,21 @@
  */
 import { Epilogue } from "@epilogue/core"
 import { Effect } from "effect"
-import { Mail } from "./Mail.ts"
+import { Charge, SendReceipt, SendThanks } from "./Intents.ts"
 import type { Order } from "./Order.ts"
 import { Orders } from "./Orders.ts"
-import { Payments } from "./Payments.ts"
 import { Warehouse } from "./Warehouse.ts"
 
 /**
  * Takes an order.
  *
- * `Epilogue.report` makes each call a boundary. With `SqlEpilogue.layer`, that is a SQL transaction too: what is deferred
- * runs after its `COMMIT`, and if anything goes wrong before, the rows and what was deferred are gone together.
+ * `Epilogue.report` makes each call a boundary, as `Epilogue.atomic` does, and answers with what became of each intent. In
+ * both halves of the demo a boundary is a SQL transaction: what is deferred happens after its `COMMIT`, and if anything
+ * goes wrong before, the rows and what was deferred are gone together. Who does it, where, and whether it survives a crash,
+ * is not known here: the layer at the edge says so.
  */
 export const checkout = Effect.fn("checkout")(function*(order: Order) {
   const orders = yield* Orders
-  const payments = yield* Payments
-  const mail = yield* Mail
   const warehouse = yield* Warehouse
 
   const price = yield* orders.quote(order)
@@ -30,10 +29,8 @@ export const checkout = Effect.fn("checkout")(function*(order: Order) {
 
   // Here the amount is known, so here it is said what happens if the order comes to be. Whether it does is not known yet,
   // and need not be: no line below has to remember to charge nobody.
-  const charge = { order: order.number, amount: total }
-  yield* Epilogue.defer(payments.charge(charge), { name: "charge", payload: charge })
-  const receipt = { order: order.number, to: order.email, subject: `Your order ${order.number}` }
-  yield* Epilogue.defer(mail.send(receipt), { name: "receipt", payload: receipt })
+  yield* Charge.defer({ order: order.number, amount: total })
+  yield* SendReceipt.defer({ order: order.number, to: order.email })
 
   yield* orders.place(order, total, voucher?.code ?? null)
 
@@ -49,10 +46,8 @@ export const checkout = Effect.fn("checkout")(function*(order: Order) {
 /** A boundary inside the boundary. If it fails, its own intents and rows are discarded. */
 const redeem = Effect.fn("redeem")(function*(order: Order, code: string) {
   const orders = yield* Orders
-  const mail = yield* Mail
   const voucher = yield* orders.voucher(code)
-  const thanks = { order: order.number, to: voucher.giver, subject: `${order.customer} has used your gift` }
-  yield* Epilogue.defer(mail.send(thanks), { name: "thanks", payload: thanks })
+  yield* SendThanks.defer({ order: order.number, to: voucher.giver, customer: order.customer })
   yield* orders.redeem(code)
   return voucher
 }, Epilogue.savepoint)

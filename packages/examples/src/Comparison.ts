@@ -1,102 +1,93 @@
 /**
- * Compares what the shop has in its database with what the servers outside were asked to do. It takes plain data, so that
- * a test can show it data that differs.
+ * Compares what the shop has in its database with what the servers outside have done. It takes plain data, so that a test
+ * can show it data that differs.
  */
-import { Option, Schema } from "effect"
+import { Schema } from "effect"
+import type { Message } from "./Mail.ts"
 import type { Placed } from "./Orders.ts"
+import type { Payment } from "./Payments.ts"
 import type { Recorded } from "./Recorder.ts"
 
 export interface Evidence {
   /** The rows of `orders`. */
   readonly placed: ReadonlyArray<Placed>
-  /** What each server received, in order. */
-  readonly payments: ReadonlyArray<Recorded>
-  readonly mail: ReadonlyArray<Recorded>
-  readonly warehouse: ReadonlyArray<Recorded>
-  /** The messages that a checkout reported as not sent. */
-  readonly unsent: ReadonlyArray<{ readonly order: string; readonly to: string }>
+  /** What the payment provider has taken. */
+  readonly payments: ReadonlyArray<Payment>
+  /** What the mail server has delivered. */
+  readonly mail: ReadonlyArray<Addressed>
+  /** The messages that the shop knows of as not sent. */
+  readonly unsent: ReadonlyArray<Addressed>
+  /** What the warehouse was asked, in order. */
+  readonly warehouse: ReadonlyArray<Pick<Recorded, "method" | "path">>
 }
 
-/** The rows and the requests differ. Each line of the message is a difference. */
+type Addressed = Pick<Message, "order" | "to">
+
+/** The rows and the world outside differ. Each line of the message is a difference. */
 export class ComparisonError extends Schema.TaggedError<ComparisonError>()("ComparisonError", {
   message: Schema.String
 }) {}
 
-const Charge = Schema.Struct({ order: Schema.String, amount: Schema.Int })
-const Message = Schema.Struct({ order: Schema.String, to: Schema.String })
-
 /** Every difference, in words. None means that the world outside agrees with the database. */
 export const compare = (evidence: Evidence): ReadonlyArray<string> => [
-  ...evidence.placed.flatMap((placed) => [
-    ...compareCharge(placed, evidence),
-    ...compareMail(placed.number, placed.email, evidence),
-    ...(placed.giver === null ? [] : compareMail(placed.number, placed.giver, evidence)),
-    ...(isReserved(placed.number, evidence) ? [] : [`${placed.number} is placed, but its goods are not reserved`])
-  ]),
+  ...findMissing(evidence),
+  ...evidence.placed.flatMap((placed) => findRepeated(placed, evidence)),
   ...findStrangers(evidence)
 ]
 
-const compareCharge = ({ number, total }: Placed, { payments }: Evidence): ReadonlyArray<string> => {
-  const requests = payments.filter(({ idempotencyKey }) => idempotencyKey === number)
-  // The provider keeps to one charge for each key: an answer of 201 is a new one, one of 200 repeats the one that it has.
-  const charges = requests.filter(({ status }) => status === 201).length
-  const amounts = new Set(requests.map(({ body }) => Option.getOrUndefined(decodeCharge(body))?.amount))
-  if (!requests.some(({ status }) => isAccepted(status))) return [`${number} is placed, but it was not charged`]
-  if (charges > 1) return [`${number} was charged ${charges} times`]
-  return amounts.size === 1 && amounts.has(total)
-    ? []
-    : [`${number} costs ${total} cents, but was charged ${Array.from(amounts).join(" and ")}`]
-}
+/** What is yet to be done for the orders that are placed. */
+const findMissing = ({ mail, payments, placed, unsent, warehouse }: Evidence): ReadonlyArray<string> =>
+  placed.flatMap((each) => [
+    ...payments.some(({ order }) => order === each.number) ? [] : [`${each.number} is placed, but it was not charged`],
+    ...recipientsOf(each)
+      .filter((expected) => !mail.concat(unsent).some(isSame(expected)))
+      .map(({ order, to }) => `${to} was not mailed about ${order}, and nobody was told`),
+    ...isReserved(each.number, warehouse) ? [] : [`${each.number} is placed, but its goods are not reserved`]
+  ])
 
-const compareMail = (order: string, to: string, { mail, unsent }: Evidence): ReadonlyArray<string> => {
-  const requests = mail.filter(({ body }) => {
-    const message = Option.getOrUndefined(decodeMessage(body))
-    return message?.order === order && message.to === to
-  })
-  const sent = requests.filter(({ status }) => isAccepted(status)).length
-  const isReported = unsent.some((each) => each.order === order && each.to === to)
-  if (sent > 1) return [`${to} was mailed ${sent} times about ${order}`]
-  if (sent === 1 && isReported) return [`${to} was mailed about ${order}, but the checkout reported a failure`]
-  if (sent === 0 && !isReported) return [`${to} was not mailed about ${order}, and nobody was told`]
-  return []
-}
-
-/** Requests for which there is no row: an order that was discarded, and went out all the same. */
-const findStrangers = ({ mail, payments, placed, warehouse, unsent }: Evidence): ReadonlyArray<string> => {
-  const numbers = new Set(placed.map(({ number }) => number))
-  const expected = new Set(placed.flatMap(({ email, giver, number }) => [`${number} ${email}`, `${number} ${giver}`]))
+const findRepeated = (placed: Placed, { mail, payments, unsent }: Evidence): ReadonlyArray<string> => {
+  const { number, total } = placed
+  const amounts = payments.filter(({ order }) => order === number).map(({ amount }) => amount)
   return [
-    ...payments.flatMap(({ body, idempotencyKey }) => {
-      const charge = Option.getOrUndefined(decodeCharge(body))
-      if (charge === undefined || charge.order !== idempotencyKey) {
-        return [`A charge came under the key ${idempotencyKey}: ${JSON.stringify(body)}`]
-      }
-      return numbers.has(charge.order) ? [] : [`${charge.order} was charged, but there is no such order`]
-    }),
-    ...mail.flatMap(({ body }) => {
-      const message = Option.getOrUndefined(decodeMessage(body))
-      return message !== undefined && expected.has(`${message.order} ${message.to}`)
-        ? []
-        : [`A message went out that no order accounts for: ${JSON.stringify(body)}`]
-    }),
-    ...unsent.flatMap(({ order, to }) =>
-      expected.has(`${order} ${to}`)
-        ? []
-        : [`A message was reported as not sent that no order accounts for: ${order} ${to}`]
-    ),
-    ...Array.from(new Set(warehouse.map(numberOf))).flatMap((number) =>
-      numbers.has(number) || !isReserved(number, { warehouse })
-        ? []
-        : [`Goods are reserved for ${number}, but there is no such order`]
-    )
+    ...amounts.length > 1 ? [`${number} was charged ${amounts.length} times`] : [],
+    ...amounts.filter((amount) => amount !== total)
+      .map((amount) => `${number} costs ${total} cents, but was charged ${amount}`),
+    ...recipientsOf(placed).flatMap(({ order, to }) => {
+      const sent = mail.filter(isSame({ order, to })).length
+      const isKnown = unsent.some(isSame({ order, to }))
+      if (sent > 1) return [`${to} was mailed ${sent} times about ${order}`]
+      return sent === 1 && isKnown ? [`${to} was mailed about ${order}, but the shop knows of a failure`] : []
+    })
   ]
 }
 
+/** What there is no row for: an order that was discarded, and went out all the same. */
+const findStrangers = ({ mail, payments, placed, unsent, warehouse }: Evidence): ReadonlyArray<string> => {
+  const numbers = new Set(placed.map(({ number }) => number))
+  const expected = placed.flatMap(recipientsOf)
+  const isStrange = (message: Addressed) => !expected.some(isSame(message))
+  return [
+    ...payments.filter(({ order }) => !numbers.has(order))
+      .map(({ order }) => `${order} was charged, but there is no such order`),
+    ...mail.filter(isStrange).map(({ order, to }) =>
+      `${to} was mailed about ${order}, which accounts for no such mail`
+    ),
+    ...unsent.filter(isStrange)
+      .map(({ order, to }) => `A message to ${to} is known as not sent, but ${order} accounts for no such mail`),
+    ...Array.from(new Set(warehouse.map(numberOf)))
+      .filter((number) => !numbers.has(number) && isReserved(number, warehouse))
+      .map((number) => `Goods are reserved for ${number}, but there is no such order`)
+  ]
+}
+
+/** Who is to hear of an order. */
+const recipientsOf = ({ email, giver, number }: Placed): ReadonlyArray<Addressed> =>
+  (giver === null ? [email] : [email, giver]).map((to) => ({ order: number, to }))
+
+const isSame = (one: Addressed) => (other: Addressed): boolean => one.order === other.order && one.to === other.to
+
 /** Whether the last that the warehouse heard of an order was a reservation. */
-const isReserved = (number: string, { warehouse }: Pick<Evidence, "warehouse">): boolean =>
+const isReserved = (number: string, warehouse: Evidence["warehouse"]): boolean =>
   warehouse.findLast((each) => numberOf(each) === number)?.method === "PUT"
 
-const numberOf = ({ path }: Recorded): string => path.slice(path.lastIndexOf("/") + 1)
-const isAccepted = (status: number | undefined): boolean => status !== undefined && status < 300
-const decodeCharge = Schema.decodeUnknownOption(Charge)
-const decodeMessage = Schema.decodeUnknownOption(Message)
+const numberOf = ({ path }: Pick<Recorded, "path">): string => path.slice(path.lastIndexOf("/") + 1)

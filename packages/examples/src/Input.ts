@@ -2,6 +2,7 @@
  * Reads the file of orders: one JSON object on each line.
  */
 import { Effect, FileSystem, type Result, Schema } from "effect"
+import { join } from "node:path"
 import { Order } from "./Order.ts"
 
 /** A line that is no order. The others are taken all the same. */
@@ -10,7 +11,7 @@ export class InputError extends Schema.TaggedError<InputError>()("InputError", {
   message: Schema.String
 }) {}
 
-interface Line {
+export interface Line {
   readonly line: number
   readonly order: Result.Result<Order, InputError>
 }
@@ -25,8 +26,8 @@ const decodeLine = Effect.fn("Input.decodeLine")(function*(text: string, line: n
   return { line, order } satisfies Line
 })
 
-export const read = Effect.fn("Input.read")(function*(path: string) {
+export const read = Effect.gen(function*() {
   const fs = yield* FileSystem.FileSystem
-  const text = yield* fs.readFileString(path)
+  const text = yield* fs.readFileString(join(import.meta.dirname, "../data/orders.jsonl"))
   return yield* Effect.forEach(text.trimEnd().split("\n"), (each, index) => decodeLine(each, index + 1))
 })

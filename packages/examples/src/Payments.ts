@@ -9,14 +9,13 @@ export class PaymentError extends Schema.TaggedError<PaymentError>()("PaymentErr
   cause: Schema.Defect()
 }) {}
 
-export interface Charge {
-  readonly order: string
-  /** In cents. */
-  readonly amount: number
-}
+/** What the provider is asked to take, in cents. */
+export const Payment = Schema.Struct({ order: Schema.String, amount: Schema.Int })
+export type Payment = typeof Payment.Type
 
 export class Payments extends Context.Service<Payments, {
-  readonly charge: (charge: Charge) => Effect.Effect<void, PaymentError>
+  /** Takes the money once, however often it is asked with the same key. */
+  readonly charge: (payment: Payment, key: string) => Effect.Effect<void, PaymentError>
 }>()("examples/Payments") {
   static readonly layer = (url: string) =>
     Layer.effect(
@@ -29,12 +28,12 @@ export class Payments extends Context.Service<Payments, {
           HttpClient.retryTransient({ schedule: Schedule.exponential("20 millis"), times: 3 })
         )
         const charge = Effect.fn("Payments.charge")(
-          function*({ amount, order }: Charge) {
+          function*(payment: Payment, key: string) {
             yield* HttpClientRequest.post("/charges").pipe(
               // When an answer gets lost, nobody knows whether the money was taken. With the same key, the provider takes
               // it once however often it is asked.
-              HttpClientRequest.setHeader("Idempotency-Key", order),
-              HttpClientRequest.bodyJsonUnsafe({ order, amount }),
+              HttpClientRequest.setHeader("Idempotency-Key", key),
+              HttpClientRequest.bodyJsonUnsafe(payment),
               client.execute
             )
           },

@@ -2,21 +2,14 @@
  * What the demo prints.
  */
 import { Epilogue } from "@epilogue/core"
-import { Cause, Exit, Predicate } from "effect"
+import { Cause, Exit, Predicate, Result } from "effect"
 import { isSqlError } from "effect/sql/SqlError"
 import { stripVTControlCharacters, styleText } from "node:util"
+import type { Evidence } from "./Comparison.ts"
 import type { InputError } from "./Input.ts"
-import { euros, type Order } from "./Order.ts"
-
-/** One order, and all that came of it. */
-export interface Taken {
-  readonly line: number
-  readonly order: Order
-  readonly exit: Exit.Exit<Epilogue.Report<{ readonly total: number }>, unknown>
-  readonly discarded: ReadonlyArray<Epilogue.Intent>
-  /** Whether the rollback hook has reached the warehouse. */
-  readonly isReleased: boolean
-}
+import { euros } from "./Order.ts"
+import type { Recorded } from "./Recorder.ts"
+import type { Taken } from "./Shop.ts"
 
 type Style = Parameters<typeof styleText>[0]
 
@@ -30,12 +23,16 @@ const heading = (line: number, number: string, verdict: string, text: string) =>
   `${styled("dim", `line ${String(line).padStart(2)}`)}  ${pad(number, 8)}${pad(verdict, 11)} ${text}`
 
 const detail = (verdict: string, name: string, text: string) =>
-  `${" ".repeat(17)}${pad(verdict, 11)} ${pad(name, 8)} ${text}`
+  `${" ".repeat(17)}${pad(verdict, 11)} ${pad(name, 11)} ${text}`
 
-export const malformed = ({ line, message }: InputError): string =>
+const malformed = ({ line, message }: InputError): string =>
   heading(line, "?", styled("yellow", "unreadable"), `data/orders.jsonl:${line}: ${message.replaceAll(/\s+/g, " ")}`)
 
-export const taken = ({ discarded, exit, isReleased, line, order }: Taken): string =>
+/** What came of one line of the file. */
+export const ofLine = (result: Result.Result<Taken, InputError>): string =>
+  Result.match(result, { onFailure: malformed, onSuccess: taken })
+
+const taken = ({ discarded, exit, isReleased, line, order }: Taken): string =>
   [
     Exit.isSuccess(exit)
       ? heading(line, order.number, styled("green", "COMMITTED"), `${order.customer}, ${euros(exit.value.value.total)}`)
@@ -50,6 +47,61 @@ export const taken = ({ discarded, exit, isReleased, line, order }: Taken): stri
     ),
     ...(isReleased ? [detail(styled("cyan", "taken back"), "reserved", "the warehouse has released the goods")] : [])
   ].join("\n")
+
+const row = (label: string, text: string) => `${pad(label, 10)} ${text}`
+
+const count = (number: number, what: string) => `${number} ${what}${number === 1 ? "" : "s"}`
+
+/** What the second half of the demo has stored. */
+export const stored = (results: ReadonlyArray<Result.Result<Taken, InputError>>): string => {
+  const exits = results.flatMap((result) => Result.isSuccess(result) ? [result.success.exit] : [])
+  const committed = exits.flatMap((exit) => Exit.isSuccess(exit) ? [exit.value] : [])
+  const intents = committed.flatMap(({ outcomes }) => outcomes.filter(({ _tag }) => _tag === "Enqueued"))
+  return [
+    row(
+      "orders",
+      `${results.length} lines: ${committed.length} committed, ${exits.length - committed.length} discarded, `
+        + `${results.length - exits.length} unreadable`
+    ),
+    row("stored", `${count(intents.length, "intent")}, each in the transaction of its order`)
+  ].join("\n")
+}
+
+export const killed = (payments: number): string =>
+  row("worker 1", `killed (SIGKILL) after ${count(payments, "charge")}, before it could know of the last one`)
+
+/** A line that a worker has logged. */
+export const log = (text: string): string => styled("dim", row("", text))
+
+export const started: string = row("worker 2", "started")
+
+/** How long after the kill a charge was repeated that had been under way. */
+export const tookOver = (
+  { at, requests }: { readonly at: number; readonly requests: ReadonlyArray<Recorded> },
+  all: ReadonlyArray<Recorded>
+): string => {
+  const known = new Set(requests.map(({ key }) => key))
+  const later = all.slice(requests.length)
+  const repeated = later.find(({ key }) => known.has(key))
+  if (repeated === undefined) return row("worker 2", "has repeated no charge")
+  const seconds = ((repeated.time - at) / 1000).toFixed(1)
+  return row("worker 2", `took over ${seconds} s after the kill, when it had started and the lease of 2 s had run out`)
+}
+
+export const delivered = (
+  { payments, placed, unsent, mail }: Evidence,
+  charges: ReadonlyArray<Recorded>,
+  messages: ReadonlyArray<Recorded>
+): string =>
+  [
+    row("payments", `${requested(charges)}: ${payments.length} charges for ${placed.length} orders`),
+    row("mail", `${requested(messages)}: ${mail.length} sent, ${count(unsent.length, "dead letter")}`)
+  ].join("\n")
+
+const requested = (requests: ReadonlyArray<Recorded>) => {
+  const keys = new Set(requests.map(({ key }) => key)).size
+  return `${requests.length} requests under ${keys} idempotency keys, ${requests.length - keys} of them repeated`
+}
 
 const describeOutcome = (outcome: Epilogue.Outcome): string => {
   const { intent } = outcome

@@ -2,24 +2,23 @@
  * An HTTP server on loopback that writes down each request it gets.
  */
 import { NodeHttpServer } from "@effect/platform-node"
-import { Effect } from "effect"
+import { Clock, Effect } from "effect"
 import { HttpServer, HttpServerRequest, type HttpServerResponse } from "effect/http"
+import { randomUUID } from "node:crypto"
 import { createServer } from "node:http"
 
-export interface Request {
+export interface Recorded {
   readonly method: string
   readonly path: string
-  readonly idempotencyKey: string | undefined
+  /** Its `Idempotency-Key`. A request without one has a key of its own. */
+  readonly key: string
   readonly body: unknown
-}
-
-export interface Recorded extends Request {
-  /** `undefined` while it has not been answered. */
-  status: number | undefined
+  /** When it came, in milliseconds of Unix time. */
+  readonly time: number
 }
 
 export const make = Effect.fn("Recorder.make")(function*(
-  answer: (request: Request) => Effect.Effect<HttpServerResponse.HttpServerResponse>
+  answer: (request: Recorded) => Effect.Effect<HttpServerResponse.HttpServerResponse>
 ) {
   const requests: Array<Recorded> = []
   const handle = Effect.gen(function*() {
@@ -27,15 +26,13 @@ export const make = Effect.fn("Recorder.make")(function*(
     const recorded: Recorded = {
       method: request.method,
       path: request.url,
-      idempotencyKey: request.headers["idempotency-key"],
+      key: request.headers["idempotency-key"] ?? randomUUID(),
       body: request.method === "DELETE" ? undefined : yield* request.json,
-      status: undefined
+      time: yield* Clock.currentTimeMillis
     }
     // Before it is answered, so that the record has the requests in the order in which they came.
     requests.push(recorded)
-    const response = yield* answer(recorded)
-    recorded.status = response.status
-    return response
+    return yield* answer(recorded)
   })
   const server = yield* NodeHttpServer.make(() => createServer(), { host: "127.0.0.1", port: 0 })
   yield* server.serve(handle)

@@ -37,9 +37,21 @@ it.live("the demo ends well, and says what came of each order", () =>
     assert.match(output, /orders\.jsonl:7: Expected number at \["quantity"\]/)
     assert.match(output, /COMMIT failed \(discarded\): .*"slot_exists"/)
     assert.match(output, /interrupted, the customer has cancelled/)
-    assert.match(output, /FAILED +receipt +to moved\.away@example\.org: .*550/)
-    assert.match(output, /never ran +thanks .*savepoint was rolled back/)
-    assert.match(output, /They agree/)
+    assert.match(output, /FAILED +SendReceipt +to moved\.away@example\.org: .*550/)
+    assert.match(output, /never ran +SendThanks .*savepoint was rolled back/)
+    assert.match(output, /They agree: each order was charged once/)
+
+    assert.match(output, /^orders +12 lines: 7 committed, 4 discarded, 1 unreadable$/m)
+    assert.match(output, /^worker 1 +killed \(SIGKILL\) after [4-7] charges/m)
+    assert.match(output, /^worker 2 +took over \d+\.\d s after the kill/m)
+    const [, requests, repeated] =
+      /^payments +(\d+) requests under 7 idempotency keys, (\d+) of them repeated: 7 charges for 7 orders$/m.exec(
+        output
+      ) ?? []
+    assert.strictEqual(Number(requests), 7 + Number(repeated))
+    assert.isAtLeast(Number(repeated), 1)
+    assert.match(output, /^mail .* 7 sent, 1 dead letter$/m)
+    assert.match(output, /They agree: each committed order was charged exactly once, and no discarded order at all/)
     // Piped, so no colours.
     assert.notInclude(output, "\u001B[")
   }))
