@@ -1,29 +1,23 @@
 // What every store of durable intents has to pass.
-import { PgClient } from "@effect/sql-pg"
-import { describe, it } from "@effect/vitest"
+import { afterAll, describe, it } from "@effect/vitest"
 import { OutboxStoreConformance } from "@epilogue/core/testing"
 import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
 import { PgOutboxStore } from "@epilogue/postgres"
-import { Duration, Effect, Layer } from "effect"
+import { Duration, Effect, Layer, ManagedRuntime } from "effect"
 
-let client: PgClient.PgClient
+const runtime = ManagedRuntime.make(
+  Layer.effectDiscard(PgOutboxStore.migrate()).pipe(Layer.provideMerge(TestDatabase.layer))
+)
+afterAll(() => runtime.dispose())
 
-const layerMigrated = Layer.provideMerge(Layer.effectDiscard(PgOutboxStore.migrate()), TestDatabase.layer)
-
-// Time is the server's, so it passes.
-it.layer(layerMigrated, { excludeTestServices: true })((it) => {
-  OutboxStoreConformance.suite({
-    name: "PgOutboxStore",
-    describe,
-    it: (name, test) =>
-      it.effect(name, () =>
-        Effect.flatMap(PgClient.PgClient, (given) => {
-          client = given
-          return test()
-        })),
-    layer: Layer.suspend(() => PgOutboxStore.layer().pipe(Layer.provide(Layer.succeed(PgClient.PgClient, client)))),
-    capabilities: { durable: true, transactional: true, ordered: false, priorities: false },
-    elapse: Effect.sleep,
-    moment: Duration.millis(100)
-  })
+OutboxStoreConformance.suite({
+  name: "PgOutboxStore",
+  describe,
+  // Time is the server's, so it passes.
+  it: it.live,
+  layer: PgOutboxStore.layer().pipe(Layer.provide(Layer.effectContext(runtime.contextEffect))),
+  capabilities: { durable: true, transactional: true, ordered: false, priorities: false },
+  elapse: Effect.sleep,
+  moment: Duration.millis(100),
+  histories: { runs: 8, size: 30 }
 })
