@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Latch from "effect/Latch"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import type { SqlClient } from "effect/sql/SqlClient"
 import { type Connections, failed, type Run } from "./connections.ts"
 import type { Signals } from "./signals.ts"
@@ -282,9 +283,11 @@ export const open = Effect.fnUntraced(function*(
     }
   })
 
+  const oneAtATime = Semaphore.makeUnsafe(1)
   const claim: Session["claim"] = Effect.fnUntraced(function*(limit) {
     if (limit.rows < 1 || queues.length === 0) return []
-    yield* reclaim(work.run)
+    // Not in the way that claims are planned: there is no index on leases.
+    yield* reclaim(control.run)
     const isSweep = floors.isSweepDue(now())
     let hasPromoted = isDue || dueAt <= now()
     if (hasPromoted) yield* promote(isSweep)
@@ -311,7 +314,8 @@ export const open = Effect.fnUntraced(function*(
       }
     }
     return claimed.map(toClaimed)
-  })
+    // One at a time: what another one has leased, and not told yet, would look like what a lost one has leased.
+  }, (claiming) => oneAtATime.withPermit(claiming))
 
   const toClaimed = (row: ClaimedRow): Claimed => {
     const [queue, id, intent, failures, crashes, enqueuedAt, traceparent, undecodableFor, , payload] = row
