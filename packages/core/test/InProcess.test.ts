@@ -238,6 +238,18 @@ describe("layerWith", () => {
       }
     }))
 
+  it.effect("two intents with one tag are refused when the layer is built", () =>
+    Effect.gen(function*() {
+      class Again extends Intent.make("Greet", { payload: {} }) {}
+      const exit = yield* Effect.exit(Effect.scoped(
+        Layer.build(Epilogue.layerWith(Greet, Again).pipe(Layer.provide(Greet.toLayer(() => Effect.void))))
+      ))
+      assert.strictEqual(
+        defectOf(exit),
+        `Error: Epilogue: the engine names two intents with the tag "Greet". Give each its own.`
+      )
+    }))
+
   it.effect("a handler has the services that its layer was given, and not those of who deferred", () =>
     Effect.gen(function*() {
       class Mailer extends Context.Service<Mailer, string>()("Mailer") {}

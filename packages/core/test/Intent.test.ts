@@ -63,6 +63,32 @@ describe("make", () => {
     )
   })
 
+  it("a size that is no positive integer throws", () => {
+    for (const maxPayloadBytes of [0, 1.5, NaN, Infinity]) {
+      assert.throws(
+        () => Intent.make("Bad", { payload, maxPayloadBytes }),
+        `Epilogue: the \`maxPayloadBytes\` of intent "Bad" is ${maxPayloadBytes}. It has to be a positive integer.`
+      )
+    }
+  })
+
+  it("an earlier version that is the current one throws", () => {
+    assert.throws(
+      () => Intent.make("Bad", { payload, version: 2, previous: { 2: Schema.Struct(payload) } }),
+      `Epilogue: intent "Bad" can't be made: \`previous\` has its version 2, which is the current.`
+    )
+  })
+
+  it("a priority that is no integer of 32 bits throws", () => {
+    for (const priority of [1.5, NaN, Infinity, 2 ** 31, -(2 ** 31)]) {
+      assert.throws(
+        () => Intent.make("Bad", { payload, priority }),
+        `intent "Bad" can't be made: its \`priority\` is ${priority}, and has to be an integer of 32 bits`
+      )
+    }
+    Intent.make("Good", { payload, priority: 2 ** 31 - 1 })
+  })
+
   it("a partition key and a priority throw, with what to do", () => {
     assert.throws(
       () => Intent.make("Bad", { payload, partitionKey: ({ name }) => name, priority: 1 }),
@@ -72,11 +98,13 @@ describe("make", () => {
     Intent.make("Good", { payload, partitionKey: ({ name }) => name, priority: 0 })
   })
 
-  it("a timeout or a time to remember that is no duration throws", () => {
+  it("a time that is no duration throws", () => {
     // @ts-expect-error it is no duration
     assert.throws(() => Intent.make("Bad", { payload, timeout: "soon" }), "soon")
     // @ts-expect-error it is no duration
     assert.throws(() => Intent.make("Bad", { payload, remember: "long" }), "long")
+    // @ts-expect-error it is no duration
+    assert.throws(() => Greet.toLayerBatched(() => Effect.succeed([]), { maxSize: 1, maxWait: "a while" }), "a while")
   })
 
   it("tells which versions it can read", () => {
@@ -193,6 +221,7 @@ describe("the size of a payload", () => {
       assert.include(yield* defectOfDeferring(sized(5).defer("abcd")), "its payload takes 6 bytes")
       assert.strictEqual((yield* enveloped(sized(6).defer("😀"))).length, 1)
       assert.include(yield* defectOfDeferring(sized(5).defer("😀")), "its payload takes 6 bytes")
+      assert.include(yield* defectOfDeferring(sized(5).defer("äöüß")), "its payload takes 10 bytes")
     }))
 
   it.effect("is limited to 1 MiB unless it says otherwise", () =>
@@ -262,6 +291,15 @@ describe("defer", () => {
       assert.deepInclude(less, { priority: 0, partitionKey: "p" })
     }))
 
+  it.effect("a delay below 0 is none", () =>
+    Effect.gen(function*() {
+      const envelopes = yield* enveloped(Effect.all([
+        Greet.defer({ name: "Ada" }, { delay: -5 }),
+        Greet.defer({ name: "Ada" }, { delay: "-Infinity" })
+      ]))
+      assert.deepStrictEqual(envelopes.map(({ delay }) => delay), [0, 0])
+    }))
+
   it.effect("delay is kept in milliseconds, and runAt as Unix time", () =>
     Effect.gen(function*() {
       const [delayed, at, date] = yield* enveloped(Effect.all([
@@ -293,6 +331,28 @@ describe("defer", () => {
       "a partition key for one that has a priority",
       Intent.make("Urgent", { payload: {}, priority: 5 }).defer({}, { partitionKey: "p" }),
       "it has both a `partitionKey`"
+    ],
+    [
+      "a priority that is no integer",
+      Greet.defer({ name: "Ada" }, { priority: 0.5 }),
+      "its `priority` is 0.5, and has to be an integer of 32 bits"
+    ],
+    [
+      "a partition key that is no text",
+      // @ts-expect-error it is a number
+      Greet.defer({ name: "Ada" }, { partitionKey: 7 }),
+      "its `partitionKey` is of type number, and has to be a string"
+    ],
+    [
+      "an idempotency key that is no text",
+      // @ts-expect-error it is a number
+      Greet.defer({ name: "Ada" }, { idempotencyKey: 7 }),
+      "its `idempotencyKey` is of type number, and has to be a string"
+    ],
+    [
+      "a payload that is encoded to no JSON",
+      Intent.make("Odd", { payload: Schema.Any }).defer(() => 1),
+      "its schema encodes the payload to what is no JSON"
     ],
     [
       "a key that can't be made",

@@ -290,7 +290,19 @@ describe("a delivery that fails", () => {
     "fails with a number": () => Effect.fail(10n),
     "fails with nothing": () => Effect.fail(undefined),
     "dies of a symbol": () => Effect.die(Symbol("no")),
-    "dies of an object without a prototype": () => Effect.die(Object.create(null))
+    "dies of an object without a prototype": () => Effect.die(Object.create(null)),
+    "fails with what throws when it is encoded": () =>
+      Effect.fail({
+        toJSON() {
+          throw new Error("no")
+        }
+      }),
+    "dies of an error without a message": () =>
+      Effect.die(Object.defineProperty(new Error("no"), "message", {
+        get() {
+          throw new Error("no")
+        }
+      }))
   }
   for (const [name, ending] of Object.entries(endings)) {
     it.effect(`one whose handler ${name} is tried again, and the worker goes on`, () =>
@@ -306,13 +318,30 @@ describe("a delivery that fails", () => {
           )
         )
         yield* provide(Epilogue.atomic(Greet.defer({ name: "Ada" })))
-        yield* elapse("1 second")
+        yield* elapse("1 minute")
         yield* provide(Epilogue.atomic(Greet.defer({ name: "fine" })))
         yield* settled
         assert.deepStrictEqual(attempts, [1, 2, 1])
         yield* close
       }).pipe(Effect.provide(new CapturedLogs().layer)))
   }
+
+  it.effect("one whose schedule dies is tried again in a minute, up to maxAttempts", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      const retry = Schedule.spaced("1 second").pipe(
+        Schedule.while((): boolean => {
+          throw new Error("no")
+        })
+      )
+      const { dead, times } = yield* Effect.provide(attemptsOf({ retry, maxAttempts: 3 }), logs.layer)
+      assert.deepStrictEqual(times, [0, 60_000, 120_000])
+      assert.strictEqual(dead, 1)
+      assert.include(
+        logs.entries.map(({ message }) => message),
+        "The handler failed, and then its failure could not be dealt with"
+      )
+    }))
 
   it.effect("is logged with its id, and how it goes on", () =>
     Effect.gen(function*() {
@@ -545,6 +574,18 @@ describe("batches", () => {
       yield* isEmpty
     }))
 
+  it.effect("each batch waits for maxWait from its own first", () =>
+    Effect.gen(function*() {
+      const { add, batches } = yield* makeBatches({ maxSize: 2, maxWait: "10 seconds" })
+      yield* add(1)
+      yield* elapse("9 seconds")
+      yield* add(2, 3)
+      yield* elapse("9999 millis")
+      assert.deepStrictEqual(batches, [[9_000, 1, 2]])
+      yield* elapse("1 millis")
+      assert.deepStrictEqual(batches.slice(1), [[19_000, 3]])
+    }))
+
   it.effect("each is settled as its own result says, be it a Result or an Exit", () =>
     Effect.gen(function*() {
       const results: ReadonlyArray<Intent.BatchResult> = [
@@ -675,6 +716,29 @@ describe("what a worker refuses when its layer is built", () => {
     assert.deepInclude(error, { _tag: "IntentStoreError" })
     return String((error as { readonly message: unknown }).message)
   })
+
+  it.effect("a number of bytes that is no positive integer", () =>
+    Effect.gen(function*() {
+      for (const claimBytes of [0, -1, 1.5, NaN, Infinity]) {
+        assert.strictEqual(
+          yield* messageOf(
+            OutboxWorker.layer({ intents: [Greet], claimBytes }).pipe(Layer.provide(Greet.toLayer(() => Effect.void)))
+          ),
+          `Epilogue: the \`claimBytes\` of the worker is ${claimBytes}. It has to be a positive integer.`
+        )
+      }
+    }))
+
+  for (const lease of ["0 millis", "99 millis", "Infinity", "-1 seconds"] as const) {
+    it.effect(`a lease of ${lease}`, () =>
+      Effect.gen(function*() {
+        const message = yield* messageOf(
+          OutboxWorker.layer({ intents: [Greet], lease }).pipe(Layer.provide(Greet.toLayer(() => Effect.void)))
+        )
+        assert.match(message, /^Epilogue: the `lease` of the worker is /)
+        assert.include(message, "It has to be finite, and at least 100 milliseconds.")
+      }))
+  }
 
   it.effect("two intents with one tag", () =>
     Effect.gen(function*() {

@@ -14,9 +14,15 @@ export const settled: Effect.Effect<void> = Effect.forEach(Array.from({ length: 
 export const elapse = (duration: Duration.Input): Effect.Effect<void> =>
   settled.pipe(Effect.andThen(TestClock.adjust(duration)), Effect.andThen(settled))
 
-/** The memory store, with something about its sessions changed. They are numbered as they are opened, from 0. */
+type Opening = ReturnType<OutboxStore.OutboxStore.Service["open"]>
+
+/**
+ * The memory store, with something about its sessions changed, and about how they are opened. They are numbered as they
+ * are opened, from 0.
+ */
 export const storeWith = (
-  change: (session: OutboxStore.Session, index: number) => Partial<OutboxStore.Session>
+  change: (session: OutboxStore.Session, index: number) => Partial<OutboxStore.Session>,
+  around: (open: Opening, index: number) => Opening = (open) => open
 ): typeof OutboxStore.layerMemory =>
   Layer.effect(
     OutboxStore.OutboxStore,
@@ -25,7 +31,12 @@ export const storeWith = (
       return {
         ...store,
         open: (options: OutboxStore.OpenOptions) =>
-          Effect.map(store.open(options), (session) => ({ ...session, ...change(session, sessions++) }))
+          Effect.suspend(() =>
+            around(
+              Effect.map(store.open(options), (session) => ({ ...session, ...change(session, sessions++) })),
+              sessions
+            )
+          )
       }
     })
   ).pipe(Layer.provideMerge(OutboxStore.layerMemory))
