@@ -1,6 +1,26 @@
 /**
  * The tests that every `OutboxStore` has to pass.
  *
+ * **Example** (Testing a store)
+ *
+ * ```ts no-run
+ * import { describe, it } from "@effect/vitest"
+ * import { OutboxStore } from "@epilogue/core"
+ * import { OutboxStoreConformance } from "@epilogue/core/testing"
+ * import { Duration } from "effect"
+ * import { TestClock } from "effect/testing"
+ *
+ * OutboxStoreConformance.suite({
+ *   name: "my store",
+ *   describe,
+ *   it: it.effect,
+ *   layer: OutboxStore.layerMemory,
+ *   capabilities: { durable: false, transactional: false, ordered: true, priorities: true },
+ *   elapse: TestClock.adjust,
+ *   moment: Duration.seconds(1)
+ * })
+ * ```
+ *
  * @since 0.1.0
  */
 import type * as Arbitrary from "effect/Arbitrary"
@@ -44,7 +64,10 @@ export interface SuiteOptions {
    * busy the machine is: tests of what is not due yet would fail otherwise.
    */
   readonly moment: Duration.Duration
-  /** How many random histories are tried, and which one is replayed. Defaults to 500. */
+  /**
+   * How many random histories are tried: 500 unless set. One on which the store and its model part is printed, with a
+   * token; given here as `replay`, the same one is lived again.
+   */
   readonly histories?: Arbitrary.CheckOptions | undefined
 }
 

@@ -48,19 +48,17 @@ const Settle = Schema.TaggedStruct("Settle", {
   ending,
   delay: Schema.Literals([0, 2, 5])
 })
+/** It stops beating for longer than its lease, and another worker ends its session. It does not know that yet. */
+const Crash = Schema.TaggedStruct("Crash", { worker, observer: worker })
 const Step = Schema.Union([
-  Append,
-  Append,
-  Append,
-  Claim,
-  Claim,
-  Claim,
-  Settle,
-  Settle,
-  Settle,
+  ...Array<typeof Append>(4).fill(Append),
+  ...Array<typeof Claim>(6).fill(Claim),
+  ...Array<typeof Settle>(6).fill(Settle),
   /** A worker settles what another one believes to hold, or what it has settled before. */
   Schema.TaggedStruct("SettleWrongly", { worker, of: worker, ending }),
   Schema.TaggedStruct("SettleInTransaction", { worker, fate: Schema.Literals(["commits", "rolls back"]) }),
+  Crash,
+  Crash,
   /** It beats no longer. */
   Schema.TaggedStruct("Stop", { worker }),
   Schema.TaggedStruct("GoOn", { worker }),

@@ -191,6 +191,15 @@ const live = Effect.fnUntraced(function*(
     }
   })
 
+  const recover = Effect.fnUntraced(function*(actor: Actor) {
+    yield* beat(actor)
+    const { steady, wall } = look()
+    // A little of the time that recovering takes has to be foreseen.
+    const soon = { wall: { low: wall, high: wall }, steady: { low: steady, high: steady + fixture.millis(0.5) } }
+    if (!reference.canRecover(actor.model, soon)) return
+    yield* timed(actor.session.recover, (freed, at) => reference.recover(actor.model, freed, at))
+  })
+
   const step = Effect.fnUntraced(function*(each: Step) {
     switch (each._tag) {
       case "Append":
@@ -241,15 +250,12 @@ const live = Effect.fnUntraced(function*(
         yield* timed(actor.close, (_, at) => reference.close(actor.model, at))
         return yield* open(each.worker, subscriptionsOf(each.worker))
       }
-      case "Recover": {
-        const actor = actors[each.worker]!
-        yield* beat(actor)
-        const { steady, wall } = look()
-        // A little of the time that recovering takes has to be foreseen.
-        const soon = { wall: { low: wall, high: wall }, steady: { low: steady, high: steady + fixture.millis(0.5) } }
-        if (!reference.canRecover(actor.model, soon)) return
-        return yield* timed(actor.session.recover, (freed, at) => reference.recover(actor.model, freed, at))
-      }
+      case "Crash":
+        actors[each.worker]!.model.beats = false
+        yield* pass(16)
+        return yield* recover(actors[each.observer]!)
+      case "Recover":
+        return yield* recover(actors[each.worker]!)
       case "Pass":
         return yield* pass(each.moments)
       case "SetClock":

@@ -133,14 +133,15 @@ export class Reference {
 
   // Sessions ---------------------------------------------------------------------------------------------------------
 
-  open(name: string, subscriptions: ReadonlyArray<Subscription>, lease: number, { steady }: Moment): Worker {
+  open(name: string, subscriptions: ReadonlyArray<Subscription>, lease: number, at: Moment): Worker {
+    this.next(at)
     const worker: Worker = {
       name,
       subscriptions,
       lease,
       isEnded: false,
       beats: true,
-      lastBeat: steady,
+      lastBeat: at.steady,
       seen: new Map()
     }
     this.workers.add(worker)

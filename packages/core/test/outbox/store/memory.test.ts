@@ -12,7 +12,8 @@ OutboxStoreConformance.suite({
   layer: OutboxStore.layerMemory,
   capabilities: { durable: false, transactional: false, ordered: true, priorities: true },
   elapse: TestClock.adjust,
-  moment: Duration.seconds(1)
+  moment: Duration.seconds(1),
+  histories: { runs: 3_000 }
 })
 
 const envelope = (id: string, tag: string): Envelope => ({
