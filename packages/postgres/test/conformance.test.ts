@@ -19,5 +19,5 @@ OutboxStoreConformance.suite({
   capabilities: { durable: true, transactional: true, ordered: false, priorities: false },
   elapse: Effect.sleep,
   moment: Duration.millis(100),
-  histories: { runs: 8, size: 30 }
+  histories: { runs: 5, size: 15 }
 })
