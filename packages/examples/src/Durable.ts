@@ -13,7 +13,7 @@ import { Servers } from "./Servers.ts"
 import * as Shop from "./Shop.ts"
 import * as WorkerProcess from "./WorkerProcess.ts"
 
-/** Of the payments that there are to make, the one at which the provider stalls. */
+/** Of the payments that there are to make, the one at which the provider stalls, and the worker is killed. */
 const stallsAt = 4
 
 export const durable = Effect.fn("durable")(function*(worker: string) {
@@ -64,6 +64,7 @@ const held = Effect.gen(function*() {
   }
 })
 
+/** Also what a worker has claimed has to be delivered: it may be dead. */
 const untilAllIsDelivered = Effect.repeat(held, {
   until: ({ open }) => open === 0,
   schedule: Schedule.spaced("50 millis")
@@ -72,7 +73,7 @@ const untilAllIsDelivered = Effect.repeat(held, {
 const Store = PgOutboxStore.layer().pipe(Layer.provide(Layer.effectDiscard(PgOutboxStore.migrate())))
 
 /** The edge of the application: it says once that a boundary is a transaction, and that its intents are stored with it. */
-const Engine = Outbox.layer
+const Engine = Outbox.layer.pipe(Layer.provide(Store))
 
 export const layer = Shop.layer.pipe(
   Layer.provide(Engine),

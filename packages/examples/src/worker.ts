@@ -17,9 +17,9 @@ const HandlersOfServers = Layer.unwrap(Effect.map(
 
 const Worker = OutboxWorker.layer({
   intents: [Charge, SendReceipt, SendThanks],
-  // So few at once that there is something left to do when the first worker is killed.
+  // So few at once that something is left to do when the demo kills it.
   concurrency: 4,
-  // When it dies, others wait this long before they take over. So short that the demo does not take long.
+  // When it dies, others wait this long before they take over. So short that the demo is.
   lease: "2 seconds"
 }).pipe(
   Layer.provide(HandlersOfServers),
