@@ -66,11 +66,10 @@ export class Work {
   /** How many deliveries are claimed and wait, and how many of them are under way. */
   private waiting = 0
   private underWay = 0
-  /** How many have ended since the last claim. */
-  private ended = 0
-  /** When the last claim was, and when there were few left of it, by the monotonic clock. */
-  private claimedAt = 0
-  private lowAt: number | undefined = undefined
+  /** About how many bytes of payload wait. */
+  private waitingBytes = 0
+  /** How long a delivery takes of late, in milliseconds. */
+  private duration = Infinity
   private readonly leastRows: number
   private rows: number
   /** When the store last confirmed the lease. */
@@ -98,8 +97,9 @@ export class Work {
     return Effect.gen({ self: this }, function*() {
       const clock = yield* Clock.Clock
       this.now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
-      this.claimedAt = this.confirmedAt = this.now()
-      const fork = (loop: Effect.Effect<void>) => Effect.forkChild(this.guard(loop))
+      this.confirmedAt = this.now()
+      // Nobody waits for them but `stop`, which does not wait for ever.
+      const fork = (loop: Effect.Effect<void>) => Effect.forkDetach(this.guard(loop))
       const runners = yield* Effect.forEach(
         Array.from({ length: this.options.concurrency }),
         () => fork(this.deliverAll)
@@ -158,38 +158,33 @@ export class Work {
     while (true) {
       yield* this.wantsMore.await
       yield* this.mayFind.await
-      this.mayFind.closeUnsafe()
       this.adapt()
+      // It may have turned out that this worker is slower than it was.
+      if (!this.wantsMore.isOpen()) continue
+      this.mayFind.closeUnsafe()
       const rows = this.rows - this.waiting - this.underWay
-      const claimed = yield* persistently(
-        "claim",
-        Effect.suspend(() => this.session.claim({ rows, bytes: this.options.claimBytes }))
-      )
+      const bytes = this.options.claimBytes - this.waitingBytes
+      const claimed = yield* persistently("claim", Effect.suspend(() => this.session.claim({ rows, bytes })))
       if (claimed.length === 0) continue
-      const bytes = claimed.reduce((sum, { payload }) => sum + payload.length, 0)
-      if (claimed.length >= rows || bytes * 2 > this.options.claimBytes) this.mayFind.openUnsafe()
+      if (claimed.length >= rows || sizeOf(claimed) * 2 > bytes) this.mayFind.openUnsafe()
       for (const [batch, maxWait] of this.take(claimed)) {
         yield* Effect.forkChild(Effect.andThen(Effect.sleep(maxWait), Effect.sync(() => this.cut(batch))))
       }
     }
   })
 
-  /** Asks for as many as were delivered of late, so that a slow worker leaves the rest to others. */
+  /** Holds as many as are delivered in a while, so that a slow worker leaves the rest to others. */
   private adapt(): void {
-    if (this.ended > 0) {
-      const elapsed = Math.max(1, (this.lowAt ?? this.now()) - this.claimedAt)
-      const fitting = Math.ceil(this.ended * heldMillis / elapsed)
-      this.rows = Math.max(this.leastRows, Math.min(fitting, this.rows * 2, maxRows))
-    }
-    this.claimedAt = this.now()
-    this.ended = 0
-    this.lowAt = undefined
+    const fitting = Math.ceil(this.options.concurrency * heldMillis / this.duration)
+    this.rows = Math.max(this.leastRows, Math.min(fitting, this.rows * 2, maxRows))
+    this.balance()
   }
 
   /** Makes jobs of what was claimed. Answers with the batches that were begun, and how long they may wait. */
   private take(claimed: ReadonlyArray<Claimed>): ReadonlyArray<readonly [Batch, Duration.Duration]> {
     const begun: Array<readonly [Batch, Duration.Duration]> = []
     this.waiting += claimed.length
+    this.waitingBytes += sizeOf(claimed)
     if (this.next > 0) this.jobs = this.jobs.slice(this.next)
     this.next = 0
     for (const each of claimed) {
@@ -224,10 +219,9 @@ export class Work {
     if (this.next < this.jobs.length) this.hasJobs.openUnsafe()
     else this.hasJobs.closeUnsafe()
     const isLow = this.waiting <= this.rows / 4
-    if (isLow) this.lowAt ??= this.now()
-    if (isLow && this.waiting + this.underWay < this.rows && this.settlements.length < maxRows) {
-      this.wantsMore.openUnsafe()
-    } else this.wantsMore.closeUnsafe()
+    const hasRoom = this.waiting + this.underWay < this.rows && this.settlements.length < maxRows
+    if (isLow && hasRoom && this.waitingBytes < this.options.claimBytes) this.wantsMore.openUnsafe()
+    else this.wantsMore.closeUnsafe()
   }
 
   /** Hears of what may be due. */
@@ -258,17 +252,20 @@ export class Work {
     const size = job instanceof Batch ? job.deliveries.length : 1
     this.running.add(job)
     this.waiting -= size
+    this.waitingBytes -= sizeOf(deliveriesOf(job))
     this.underWay += size
     this.isIdle.closeUnsafe()
     this.balance()
     const { handler, ...rest } = known.get(job.tag)!
+    const begun = this.now()
     const attempt = job instanceof Batch
       ? attemptBatch({ ...rest, handler: handler as typeof handler & { _tag: "Batched" } }, job.deliveries, decodeGrace)
       : attemptOne({ ...rest, handler: handler as typeof handler & { _tag: "Single" } }, job, decodeGrace, handle)
     return Effect.map(attempt, (settlements) => {
       this.running.delete(job)
       this.underWay -= size
-      this.ended += size
+      const duration = (this.now() - begun) / size
+      this.duration = Number.isFinite(this.duration) ? this.duration + (duration - this.duration) / 16 : duration
       if (this.running.size === 0) this.isIdle.openUnsafe()
       this.settle(settlements)
       this.balance()
@@ -357,6 +354,12 @@ export class Work {
 }
 
 const deliveriesOf = (job: Job): ReadonlyArray<Claimed> => job instanceof Batch ? job.deliveries : [job]
+
+const sizeOf = (deliveries: ReadonlyArray<Claimed>): number => {
+  let size = 0
+  for (const { payload } of deliveries) size += payload.length
+  return size
+}
 
 const release = (claimed: Claimed): Settlement => ({ _tag: "Released", claimed })
 
