@@ -1,7 +1,7 @@
 /** What the tests of durability are given: a store in a database of their own, and short words for what they do often. */
 import { PgClient, PgConnection } from "@effect/sql-pg"
 import { assert } from "@effect/vitest"
-import { Epilogue, type Intent, type IntentSink, type OutboxStore, OutboxWorker } from "@epilogue/core"
+import { Epilogue, type Intent, type IntentSink, OutboxStore, OutboxWorker } from "@epilogue/core"
 import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
 import { Cause, Effect, Exit, Layer, Redacted, Schedule, Scope } from "effect"
 import { SqlClient } from "effect/sql"
@@ -60,16 +60,14 @@ export const countOrders = Effect.fnUntraced(function*(order: number) {
 })
 
 /** How much there is of an intent, at one moment. */
-export const depthOf = Effect.fnUntraced(function*({ _tag }: { readonly _tag: string }) {
-  const sql = yield* SqlClient.SqlClient
-  const [row] = yield* sql<{ waiting: number; claimed: number; delayed: number; dead: number }>`
-    WITH mine AS (SELECT id FROM epilogue.queue WHERE tag = ${_tag})
-    SELECT (SELECT count(*) FROM epilogue.waiting WHERE queue IN (SELECT id FROM mine) AND lease = 0)::int AS waiting,
-      (SELECT count(*) FROM epilogue.waiting WHERE queue IN (SELECT id FROM mine) AND lease <> 0)::int AS claimed,
-      (SELECT count(*) FROM epilogue.delayed WHERE queue IN (SELECT id FROM mine))::int AS delayed,
-      (SELECT count(*) FROM epilogue.dead WHERE queue IN (SELECT id FROM mine))::int AS dead`
-  return row!
-})
+export const depthOf = ({ _tag }: { readonly _tag: string }) =>
+  OutboxStore.OutboxStore.use((store) =>
+    Effect.map(store.depths, (depths) => {
+      const { claimed, dead, delayed, waiting } = depths.find(({ tag }) => tag === _tag)
+        ?? { waiting: 0, claimed: 0, delayed: 0, dead: 0 }
+      return { waiting, claimed, delayed, dead }
+    })
+  )
 
 /** Waits until the store has none of these to deliver any more. */
 export const areGone = (intent: { readonly _tag: string }) =>
