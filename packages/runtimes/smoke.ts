@@ -1,6 +1,6 @@
-import { Epilogue } from "@epilogue/core"
+import { Epilogue, Intent, Outbox, OutboxStore, OutboxWorker } from "@epilogue/core"
 import * as Subpath from "@epilogue/core/Epilogue"
-import { Effect } from "effect"
+import { Deferred, Effect, Layer, Schema } from "effect"
 
 const expect = (fact: string, actual: unknown, expected: unknown): Effect.Effect<void> =>
   JSON.stringify(actual) === JSON.stringify(expected)
@@ -26,5 +26,20 @@ const program = Effect.gen(function*() {
   yield* expect("the barrel and the file are one module", Epilogue.atomic === Subpath.atomic, true)
 })
 
-/** Resolves when the boundary keeps its word on the runtime that calls it, and rejects otherwise. */
-export const smoke = (): Promise<void> => Effect.runPromise(Effect.provide(program, Epilogue.layer))
+class Greet extends Intent.make("Greet", { payload: { name: Schema.String } }) {}
+
+const durable = Effect.gen(function*() {
+  const greeted = yield* Deferred.make<string>()
+  const Worker = OutboxWorker.layer({ intents: [Greet] }).pipe(
+    Layer.provide(Greet.toLayer(({ name }) => Deferred.succeed(greeted, name)))
+  )
+  const name = yield* Epilogue.atomic(Greet.defer({ name: "Ada" })).pipe(
+    Effect.andThen(Deferred.await(greeted)),
+    Effect.provide(Layer.merge(Outbox.layer, Worker).pipe(Layer.provide(OutboxStore.layerMemory)))
+  )
+  yield* expect("a worker delivers what a boundary has stored", name, "Ada")
+})
+
+/** Resolves when the boundary and the worker keep their word on the runtime that calls it, and rejects otherwise. */
+export const smoke = (): Promise<void> =>
+  Effect.runPromise(Effect.andThen(Effect.provide(program, Epilogue.layer), durable))
