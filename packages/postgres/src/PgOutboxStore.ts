@@ -153,6 +153,8 @@ const make = Effect.fnUntraced(function*(
     notify: statements.notify
   })
   const queues = makeQueues(control, statements)
+  const sessions = new Set<Effect.Effect<void>>()
+  yield* Effect.addFinalizer(() => Effect.forEach(sessions, (leave) => leave, { discard: true }))
   const userClient = client.withoutTransforms()
   const query = (what: string, sql: string, params: ReadonlyArray<string>) =>
     Effect.mapError(userClient.unsafe(sql, params).values, failed(what))
@@ -213,7 +215,8 @@ const make = Effect.fnUntraced(function*(
         statements,
         work,
         beats,
-        control
+        control,
+        sessions
       })
     }),
     depths: Effect.map(

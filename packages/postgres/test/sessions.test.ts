@@ -167,6 +167,40 @@ it.layer(layerStore)("sessions", (it) => {
       yield* until(true)
     }))
 
+  it.effect("a fiber that is interrupted frees what its session had claimed", () =>
+    Effect.gen(function*() {
+      const store = yield* OutboxStore
+      const added = envelopes(3)
+      const claimed = Latch.makeUnsafe()
+      yield* store.append(added)
+      const worker = yield* Effect.forkChild(Effect.scoped(Effect.gen(function*() {
+        const session = yield* open(store, [added[0]!.tag])
+        yield* session.claim(all)
+        yield* claimed.open
+        return yield* Effect.never
+      })))
+      yield* claimed.await
+      yield* Fiber.interrupt(worker)
+      const other = yield* open(store, [added[0]!.tag])
+      assert.strictEqual((yield* other.claim(all)).length, 3)
+    }))
+
+  it.effect("a store that closes before its sessions ends them", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const scope = yield* Scope.make()
+      const store = yield* Scope.provide(storeOver(sql), scope)
+      const added = envelopes(3)
+      yield* store.append(added)
+      const session = yield* open(store, [added[0]!.tag])
+      yield* session.claim(all)
+      const before = yield* sql`SELECT id FROM epilogue.worker`
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual((yield* sql`SELECT id FROM epilogue.worker`).length, before.length - 1)
+      const other = yield* open(yield* OutboxStore, [added[0]!.tag])
+      assert.strictEqual((yield* other.claim(all)).length, 3)
+    }))
+
   it.effect("a lease runs out by the clock of whoever looks on, and only if the beat does not move", () =>
     Effect.gen(function*() {
       const store = yield* OutboxStore

@@ -95,11 +95,11 @@ class Floors {
   }
 
   isSweepDue(now: number): boolean {
-    return now - this.sweptAt >= sweepEvery || now < this.sweptAt
+    return now - this.sweptAt >= sweepEvery
   }
 
   from(queues: ReadonlyArray<number>, reach: Reach, now: number): ReadonlyArray<bigint> {
-    if (now - this.turnedAt >= lag || now < this.turnedAt) {
+    if (now - this.turnedAt >= lag) {
       this.turnedAt = now
       for (const queue of this.queues) {
         this.recent.set(queue, this.next.get(queue) ?? 0n)
@@ -142,16 +142,18 @@ export const open = Effect.fnUntraced(function*(
     readonly beats: Connections
     /** For everything else. */
     readonly control: Connections
+    /** How to leave those that are open. A store that closes before its sessions does it for them. */
+    readonly sessions: Set<Effect.Effect<void>>
   }
 ): Effect.fn.Return<Session, IntentStoreError, Scope.Scope> {
-  const { beats, client, control, queues, signals, statements, work } = options
+  const { beats, client, control, queues, sessions, signals, statements, work } = options
   const byId = new Map(queues.map((queue) => [queue.id, queue]))
   const queueIds = queues.map(({ id }) => id)
   const session = newSession()
 
-  /** What is claimed and not settled: the queue of each. */
+  /** What was claimed, told and not settled: the queue of each. */
   const held = new Map<bigint, number>()
-  /** A claim has failed, so there may be rows that are leased without our knowing. */
+  /** A claim has failed, so there may be rows that are leased without anybody's knowing. */
   let hasLostClaim = false
 
   // Waking -----------------------------------------------------------------------------------------------------------
@@ -168,7 +170,8 @@ export const open = Effect.fnUntraced(function*(
     changed.openUnsafe()
   }
   const clock = yield* Clock.clockWith(Effect.succeed)
-  const now = () => clock.currentTimeMillisUnsafe()
+  // Milliseconds of a clock that nobody sets.
+  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
   const wakeIn = (milliseconds: number): void => {
     const at = now() + Math.max(0, Math.ceil(milliseconds)) + 1
     if (at < dueAt) {
@@ -257,18 +260,11 @@ export const open = Effect.fnUntraced(function*(
       BigInt(share),
       rows,
       bytes
-    ]).pipe(
-      Effect.onError(() =>
-        Effect.sync(() => {
-          hasLostClaim = true
-        })
-      )
-    )
+    ])
     // Rows with these columns are what the statement answers.
     const claimed = (answer as ReadonlyArray<ClaimedRow>).toSorted((a, b) => (a[1] < b[1] ? -1 : 1))
     const counts = new Map<number, number>()
     for (const [queue, id] of claimed) {
-      held.set(id, queue)
       const count = counts.get(queue) ?? 0
       if (count === 0) floors.see(queue, id)
       counts.set(queue, count + 1)
@@ -283,11 +279,7 @@ export const open = Effect.fnUntraced(function*(
     }
   })
 
-  const oneAtATime = Semaphore.makeUnsafe(1)
-  const claim: Session["claim"] = Effect.fnUntraced(function*(limit) {
-    if (limit.rows < 1 || queues.length === 0) return []
-    // Not in the way that claims are planned: there is no index on leases.
-    yield* reclaim(control.run)
+  const claimAll = Effect.fnUntraced(function*(limit: { readonly rows: number; readonly bytes: number }) {
     const isSweep = floors.isSweepDue(now())
     let hasPromoted = isDue || dueAt <= now()
     if (hasPromoted) yield* promote(isSweep)
@@ -313,9 +305,23 @@ export const open = Effect.fnUntraced(function*(
         break
       }
     }
+    for (const [queue, id] of claimed) held.set(id, queue)
     return claimed.map(toClaimed)
-    // One at a time: what another one has leased, and not told yet, would look like what a lost one has leased.
-  }, (claiming) => oneAtATime.withPermit(claiming))
+  })
+
+  // What a claim has leased, and not told yet, looks like what a lost one has leased.
+  const oneAtATime = Semaphore.makeUnsafe(1)
+  const claim: Session["claim"] = (limit) =>
+    limit.rows < 1 || queues.length === 0 ? Effect.succeed([]) : oneAtATime.withPermit(
+      // Not in the way that claims are planned: there is no index on leases.
+      Effect.andThen(
+        reclaim(control.run),
+        Effect.onError(claimAll(limit), () =>
+          Effect.sync(() => {
+            hasLostClaim = true
+          }))
+      )
+    )
 
   const toClaimed = (row: ClaimedRow): Claimed => {
     const [queue, id, intent, failures, crashes, enqueuedAt, traceparent, undecodableFor, , payload] = row
@@ -462,30 +468,39 @@ export const open = Effect.fnUntraced(function*(
     }))
   })
 
-  /** Ends the session, so that nothing can be claimed any more, and frees what it has. */
-  const leave = control.transaction(Effect.fnUntraced(function*(run) {
-    // A transaction that a handler has left open may hold one of them. Then others end the session when its lease is over.
-    yield* run("", "SET LOCAL lock_timeout = '3s'")
-    yield* run("The session could not be ended", statements.unregister, [[session]])
-    yield* reclaim(run)
-    if (held.size === 0) return
-    yield* run("What the session had claimed could not be freed", statements.leave, [
-      session,
-      Array.from(held.values()),
-      Array.from(held.keys())
-    ])
-    yield* Effect.sync(() => signals.tell({ _tag: "Freed", queues: Array.from(new Set(held.values())) }))
-  })).pipe(
-    Effect.timeout("10 seconds"),
-    Effect.catch((cause) =>
-      Effect.logWarning("A session could not be closed. Others end it when its lease is over", cause)
+  /** Ends the session, so that nothing can be claimed any more, and frees what it has. Whoever comes second waits for it. */
+  const leave = yield* Effect.cached(
+    control.transaction(Effect.fnUntraced(function*(run) {
+      const hasFreed = held.size > 0 || hasLostClaim
+      // A transaction that a handler has left open may hold one of them. Then others end the session when its lease is over.
+      yield* run("A limit could not be set", "SET LOCAL lock_timeout = '3s'")
+      yield* run("The session could not be ended", statements.unregister, [[session]])
+      yield* reclaim(run)
+      if (held.size === 0) return hasFreed
+      yield* run("What the session had claimed could not be freed", statements.leave, [
+        session,
+        Array.from(held.values()),
+        Array.from(held.keys())
+      ])
+      return hasFreed
+    })).pipe(
+      // Closing waits for nobody for ever, though it can't be interrupted.
+      Effect.interruptible,
+      Effect.timeout("10 seconds"),
+      Effect.map((hasFreed) => {
+        if (hasFreed) signals.tell({ _tag: "Freed", queues: queueIds })
+      }),
+      Effect.catch((cause) =>
+        Effect.logWarning("A session could not be closed. Others end it when its lease is over", cause)
+      )
     )
   )
 
   yield* Effect.acquireRelease(
     control.run("The session could not be opened", statements.register, [session, Duration.toMillis(options.lease)]),
-    () => leave
+    () => Effect.andThen(leave, Effect.sync(() => sessions.delete(leave)))
   )
+  sessions.add(leave)
   yield* signals.subscribe({ queues: new Set(queueIds), wake, due: wakeIn })
   yield* control.run("Old idempotency keys could not be forgotten", statements.forget, [forgetAtOnce]).pipe(
     Effect.ignore({ log: "Debug" }),
