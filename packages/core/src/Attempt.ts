@@ -199,26 +199,32 @@ const judge = (
     const error = Cause.squash(exit.cause)
     if (error instanceof Snoozed) {
       metrics.snoozed.updateUnsafe(1, fiber.context)
-      return Effect.succeed<Settlement>({ _tag: "Snoozed", claimed, delay: Duration.toMillis(error.duration) })
+      return Effect.succeed<Settlement>({ _tag: "Snoozed", claimed, delay: bounded(Duration.toMillis(error.duration)) })
     }
     metrics.failed.updateUnsafe(1, fiber.context)
     if (error instanceof Rejected) return bury(claimed, "rejected", exit.cause, metrics)
     const { maxAttempts, retry } = intent.policy
     const attempt = claimed.failures + 1
     if (attempt >= maxAttempts) return bury(claimed, "exhausted", exit.cause, metrics)
-    return Effect.flatMap(delayAfter(retry, attempt), (delay) =>
-      delay === undefined
-        ? bury(claimed, "exhausted", exit.cause, metrics)
-        : Effect.as(
-          Effect.logWarning(
-            `Intent "${claimed.tag}" failed at attempt ${attempt} of ${maxAttempts}; it is tried again in ${
-              Duration.format(Duration.millis(Math.ceil(delay)))
-            }`,
-            exit.cause
-          ).pipe(Effect.annotateLogs(annotations(claimed))),
-          { _tag: "Failed", claimed, delay, failure: describe(exit.cause) }
-        ))
+    return Effect.flatMap(delayAfter(retry, attempt), (asked) => {
+      if (asked === undefined) return bury(claimed, "exhausted", exit.cause, metrics)
+      const delay = bounded(asked)
+      return Effect.as(
+        Effect.logWarning(
+          `Intent "${claimed.tag}" failed at attempt ${attempt} of ${maxAttempts}; it is tried again in ${
+            Duration.format(Duration.millis(Math.ceil(delay)))
+          }`,
+          exit.cause
+        ).pipe(Effect.annotateLogs(annotations(claimed))),
+        { _tag: "Failed", claimed, delay, failure: describe(exit.cause) }
+      )
+    })
   })
+
+/** No delay is longer than this: ten years, in milliseconds. A store has no number for one that never ends. */
+const longest = Duration.toMillis(Duration.days(3653))
+
+const bounded = (delay: number): number => Math.min(Math.max(0, delay), longest)
 
 const bury = (
   claimed: Claimed,

@@ -136,7 +136,10 @@ export interface Session {
   readonly beat: Effect.Effect<Beat, IntentStoreError>
   /** Ends the sessions whose lease has run out, and frees what they had claimed. Answers how many deliveries that is. */
   readonly recover: Effect.Effect<number, IntentStoreError>
-  /** Waits until something may be due for this session. What came since the last call counts. */
+  /**
+   * Waits until something may be due for this session, also by what this session has put off, handed back or settled
+   * itself. What came since the last call counts.
+   */
   readonly wakes: Effect.Effect<void>
 }
 

@@ -266,9 +266,10 @@ export class Work {
       this.underWay -= size
       const duration = (this.now() - begun) / size
       this.duration = Number.isFinite(this.duration) ? this.duration + (duration - this.duration) / 16 : duration
-      if (this.running.size === 0) this.isIdle.openUnsafe()
       this.settle(settlements)
       this.balance()
+      // Who waits for it goes on at once, so it comes last.
+      if (this.running.size === 0) this.isIdle.openUnsafe()
     })
   }
 
