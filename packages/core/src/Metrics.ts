@@ -15,6 +15,8 @@ export const boundariesDiscarded = counter("epilogue.boundaries", "discarded")
 export const intentsSucceeded = counter("epilogue.intents", "succeeded")
 export const intentsFailed = counter("epilogue.intents", "failed")
 export const intentsSkipped = counter("epilogue.intents", "skipped")
+export const intentsEnqueued = counter("epilogue.intents", "enqueued")
+export const intentsDuplicate = counter("epilogue.intents", "duplicate")
 
 const seconds = Metric.boundariesFromIterable([
   0.005,

@@ -10,6 +10,7 @@ import type { Fate, Registered, Transact, Typed } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
 import type { Envelope } from "./Envelope.ts"
 import { IntentSink, type IntentStoreError } from "./IntentSink.ts"
+import * as Metrics from "./Metrics.ts"
 import { CommitError } from "./Outcome.ts"
 import { transactWith } from "./SqlTransaction.ts"
 
@@ -69,15 +70,18 @@ export const engineOver = (
 
 const isWaiting = ({ appended, envelope }: Registered): boolean => envelope !== undefined && appended === undefined
 
-/** Lets workers know of what was appended, but for the first ones, which they know of. Answers how many there are. */
+/** Counts what was appended, and lets workers know of it, but for the first ones, which were before. Answers how many. */
 const wake = (sink: IntentSink.Service, committed: Committed, from: number): Effect.Effect<number> =>
-  Effect.suspend(() => {
-    const envelopes = committed.registered.flatMap(({ appended, envelope }) =>
-      envelope !== undefined && appended?.duplicate === false ? [envelope] : []
+  Effect.withFiber(({ context }) => {
+    const appended = committed.registered.filter((each) => each.appended !== undefined)
+    const added = appended.slice(from).flatMap(({ appended: answer, envelope }) =>
+      answer?.duplicate === false && envelope !== undefined ? [envelope] : []
     )
-    return envelopes.length === from
-      ? Effect.succeed(from)
-      : Effect.as(sink.wake(envelopes.slice(from)), envelopes.length)
+    const duplicates = appended.length - from - added.length
+    if (duplicates > 0) Metrics.intentsDuplicate.updateUnsafe(duplicates, context)
+    if (added.length === 0) return Effect.succeed(appended.length)
+    Metrics.intentsEnqueued.updateUnsafe(added.length, context)
+    return Effect.as(sink.wake(added), appended.length)
   })
 
 /** Stores intents, in order, in one go. */

@@ -59,7 +59,8 @@ export interface Options<Intents extends ReadonlyArray<Any>> extends EngineOptio
   readonly concurrency?: number | undefined
   /**
    * How long the worker may be silent before others take over what it has claimed. It interrupts its handlers before
-   * that. An event loop that is blocked for longer counts as a crash. Defaults to 15 seconds.
+   * that. An event loop that is blocked for longer counts as a crash. Others count it from when they first look, so a
+   * worker that starts after a crash takes over one lease after its own start. Defaults to 15 seconds.
    */
   readonly lease?: Duration.Input | undefined
   /**
@@ -86,6 +87,8 @@ export interface Options<Intents extends ReadonlyArray<Any>> extends EngineOptio
  * the store. When its scope closes, it claims no more, waits for what runs, and hands back the rest.
  *
  * That the store can't do what an intent or its handler asks for fails the layer.
+ *
+ * It logs, traces and measures with what is in scope where the layer is built: provide loggers to this layer.
  *
  * **Gotchas**
  *

@@ -180,6 +180,19 @@ export class Work {
     this.balance()
   }
 
+  /** Leaves to others what a worker that has become slow has claimed while it was fast. */
+  private handBack(): void {
+    this.adapt()
+    if (this.waiting <= this.rows * 2) return
+    const kept = this.jobs.slice(this.next, this.next + this.rows)
+    const rest = this.jobs.slice(this.next + this.rows).flatMap(deliveriesOf)
+    this.jobs = kept
+    this.next = 0
+    this.waiting -= rest.length
+    this.waitingBytes -= sizeOf(rest)
+    this.settle(rest.map(release))
+  }
+
   /** Makes jobs of what was claimed. Answers with the batches that were begun, and how long they may wait. */
   private take(claimed: ReadonlyArray<Claimed>): ReadonlyArray<readonly [Batch, Duration.Duration]> {
     const begun: Array<readonly [Batch, Duration.Duration]> = []
@@ -317,6 +330,7 @@ export class Work {
       const beat = yield* persistently("beat", Effect.suspend(() => this.session.beat))
       if (!beat.isAlive) return yield* this.lose("A worker has lost its lease")
       this.confirmedAt = sent
+      this.handBack()
       if (beat.isWaiting) this.mayFind.openUnsafe()
       if (beat.hasExpired) this.hasExpired.openUnsafe()
       const poll = Duration.toMillis(beat.isListening ? pollListening : pollOtherwise)

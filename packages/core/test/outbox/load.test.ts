@@ -158,6 +158,23 @@ describe("much to do", () => {
       assert.isAtMost(seen.held, 40)
     }))
 
+  it.effect("a worker that has become slow hands back what it claimed while it was fast", () =>
+    Effect.gen(function*() {
+      const { seen, store } = watched()
+      const { isEmpty, provide, start } = yield* makeOutbox(store)
+      const { close } = yield* start(worker(10, (n) => n < 5_000 ? Effect.void : Effect.sleep("1 minute")))
+      yield* provide(deferred(5_000))
+      yield* provide(deferred(1_000, 5_000))
+      yield* settled
+      assert.isAtLeast(seen.held, 500)
+      yield* elapse("2 minutes")
+      assert.isAtMost(seen.held, 40)
+      // Nothing is lost by it, and nothing is delivered twice.
+      yield* elapse("101 minutes")
+      yield* isEmpty
+      yield* close
+    }))
+
   it.effect("a worker is never idle while there is something to do", () =>
     Effect.gen(function*() {
       let running = 0
