@@ -22,13 +22,17 @@ export const start = Effect.fnUntraced(function*(role: Role, order = 0) {
   )
   const lines = yield* Queue.unbounded<string>()
   createInterface(child.stdout).on("line", (line) => Queue.offerUnsafe(lines, line))
-  const exitCode = new Promise<number | null>((resolve) => child.once("exit", resolve))
+  const exitCode = new Promise<number | null>((resolve) => child.once("close", resolve))
   return {
-    /** Waits until it says a line that begins so, and answers with the rest of it. */
+    /** Waits until it says a line that begins so, and answers with the rest of it. That it ends before is a defect. */
     says: (what: string) =>
       Queue.take(lines).pipe(
         Effect.repeat({ until: (line) => line.startsWith(what) }),
-        Effect.map((line) => line.slice(what.length).trim())
+        Effect.map((line) => line.slice(what.length).trim()),
+        Effect.raceFirst(
+          Effect.flatMap(Effect.promise(() => exitCode), (code) =>
+            Effect.die(new Error(`The process has ended with ${code}, and has not said "${what}"`)))
+        )
       ),
     tell: Effect.sync(() => void child.stdin.write("\n")),
     end: (signal: "SIGKILL" | "SIGTERM") =>
