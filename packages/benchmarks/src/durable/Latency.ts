@@ -66,7 +66,7 @@ export const measure = Effect.fnUntraced(function*<R>(queue: DurableQueue, sampl
       yield* queue.transaction(Effect.void, [payload])
       committed.push(now())
     }
-    yield* receipts.complete
+    yield* Effect.timeout(receipts.complete, "1 minute")
   }))
   yield* receipts.verify(queue.waiting)
   const counted = (times: ReadonlyArray<number>) => times.slice(rehearsals)
