@@ -34,12 +34,12 @@ export const make = (schema: string) => {
   const next = `nextval('${name.replaceAll("'", "''")}.position')`
 
   /**
-   * Where some rows are, whoever has leased them. With the lease among the conditions, or without the limit, the planner reads
-   * all that waits as long as its statistics say that nothing is leased.
+   * Where some rows are, whoever has leased them. With the lease among the conditions, or without the `OFFSET`, the planner
+   * reads all that waits as long as its statistics say that nothing is leased.
    */
   const placesOf = (given: string) =>
-    `SELECT w.tid FROM ${given} AS g CROSS JOIN LATERAL (
-    SELECT ctid AS tid FROM ${name}.waiting WHERE queue = g.queue AND id = g.id LIMIT 1
+    `SELECT w.tid FROM (SELECT queue, array_agg(id) AS ids FROM ${given} AS g GROUP BY queue) AS asked CROSS JOIN LATERAL (
+    SELECT ctid AS tid FROM ${name}.waiting WHERE queue = asked.queue AND id = ANY (asked.ids) OFFSET 0
   ) AS w`
 
   /** The next rows of a queue after a position, locked. */
