@@ -64,8 +64,9 @@ type FreedRow = readonly [session: bigint, leased: number, locked: number, freed
 /** From where on a claim looks at a queue. */
 type Reach = "newest" | "recent" | "everything"
 
-/** As often as this a claim looks at everything, in milliseconds. */
+/** As often as this a claim looks at everything, in milliseconds, and as often as this if it has found nothing else. */
 const sweepEvery = 5_000
+const sweepAgain = 250
 
 /** A position may be committed this much later, in milliseconds, than those that came after it, and is found nevertheless. */
 const lag = 1_000
@@ -94,8 +95,8 @@ class Floors {
     this.sweptAt = -Infinity
   }
 
-  isSweepDue(now: number): boolean {
-    return now - this.sweptAt >= sweepEvery
+  isSweepDue(now: number, interval: number): boolean {
+    return now - this.sweptAt >= interval
   }
 
   from(queues: ReadonlyArray<number>, reach: Reach, now: number): ReadonlyArray<bigint> {
@@ -280,7 +281,7 @@ export const open = Effect.fnUntraced(function*(
   })
 
   const claimAll = Effect.fnUntraced(function*(limit: { readonly rows: number; readonly bytes: number }) {
-    const isSweep = floors.isSweepDue(now())
+    const isSweep = floors.isSweepDue(now(), sweepEvery)
     let hasPromoted = isDue || dueAt <= now()
     if (hasPromoted) yield* promote(isSweep)
     let reach: Reach = isSweep ? "everything" : wasShort ? "recent" : "newest"
@@ -296,13 +297,18 @@ export const open = Effect.fnUntraced(function*(
       if (isCut) break
       if (!isAll) continue
       wasShort = true
-      if (reach === "newest") {
-        reach = "recent"
-      } else if (claimed.length === 0 && !hasPromoted) {
-        hasPromoted = true
-        if ((yield* promote(isSweep)) === 0) break
-      } else {
+      if (claimed.length > 0) {
+        // Who gets these need not wait for a look further back. That comes next.
+        if (reach !== "everything") wake(false)
         break
+      } else if (reach === "newest") {
+        reach = "recent"
+      } else if (reach === "recent" && floors.isSweepDue(now(), sweepAgain)) {
+        reach = "everything"
+      } else if (hasPromoted || (yield* promote(reach === "everything")) === 0) {
+        break
+      } else {
+        hasPromoted = true
       }
     }
     for (const [queue, id] of claimed) held.set(id, queue)
@@ -405,7 +411,7 @@ export const open = Effect.fnUntraced(function*(
 
   const beat: Session["beat"] = Effect.map(
     Effect.suspend(() => {
-      const reach = floors.isSweepDue(now()) ? "everything" : "recent"
+      const reach = floors.isSweepDue(now(), sweepEvery) ? "everything" : "recent"
       return beats.run("The session could not be kept alive", statements.beat, [
         session,
         queueIds,

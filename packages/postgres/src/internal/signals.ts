@@ -54,6 +54,9 @@ const backoff = Schedule.min([Schedule.exponential("100 millis"), Schedule.space
 const testEvery = "1 minute"
 const testTimeout = "1 second"
 
+/** What is told in this time after a notification goes into the next one: many commits a second need few of them. */
+const notifyEvery = "2 millis"
+
 /** The largest payload of a notification is 8,000 bytes. */
 const maxPayload = 7_900
 
@@ -71,7 +74,7 @@ const Message = Schema.fromJsonString(Schema.Struct({
 }))
 type Message = typeof Message.Type
 const decodeMessage = Schema.decodeOption(Message)
-const encodeMessage = Schema.encodeSync(Message)
+const encodeMessage = (message: Message): string => JSON.stringify(message)
 
 export const make = Effect.fnUntraced(function*(options: {
   readonly config: PgConnection.Config
@@ -155,7 +158,10 @@ export const make = Effect.fnUntraced(function*(options: {
   })
   // A process that adds intents and ends at once still tells of them.
   yield* Effect.addFinalizer(() => flush)
-  yield* Effect.forkIn(Effect.forever(Effect.andThen(hasUntold.await, flush)), scope)
+  yield* Effect.forkIn(
+    Effect.forever(hasUntold.await.pipe(Effect.andThen(flush), Effect.andThen(Effect.sleep(notifyEvery)))),
+    scope
+  )
 
   // From others ------------------------------------------------------------------------------------------------------
 
