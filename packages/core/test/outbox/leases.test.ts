@@ -130,6 +130,23 @@ describe("a lease", () => {
       }))
   }
 
+  it.effect("the time that the answer to a beat takes is part of the lease", () =>
+    Effect.gen(function*() {
+      const interrupted: Array<number> = []
+      const store = storeWith((session) => ({
+        // It arrives at the store, and its answer takes 8 seconds. The second one never arrives.
+        beat: between(1, Infinity, Effect.never)(Effect.tap(session.beat, Effect.sleep("8 seconds")))
+      }))
+      const { provide, start } = yield* makeOutbox(store)
+      yield* start(
+        greeting(() => Effect.onInterrupt(Effect.never, () => Effect.map(now, (at) => interrupted.push(at))))
+      )
+      yield* provide(Epilogue.atomic(Greet.defer({ name: "Ada" })))
+      yield* elapse("20 seconds")
+      assert.isAbove(interrupted[0]!, 8_000)
+      assert.isBelow(interrupted[0]!, 15_000)
+    }).pipe(Effect.provide(new CapturedLogs().layer)))
+
   it.effect("a beat that fails and then works again interrupts nothing", () =>
     Effect.gen(function*() {
       const log = makeLog()

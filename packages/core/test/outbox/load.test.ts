@@ -200,6 +200,26 @@ describe("much to do", () => {
       assert.isAtLeast(seen.least, 1)
     }))
 
+  it.effect("a worker that can't settle stops claiming, and goes on when it can", () =>
+    Effect.gen(function*() {
+      const gate = yield* Latch.make()
+      let claimed = 0
+      const store = storeWith((session) => ({
+        claim: (limit) => Effect.tap(session.claim(limit), (all) => Effect.sync(() => claimed += all.length)),
+        settle: (settlements) => Effect.andThen(gate.await, session.settle(settlements))
+      }))
+      const { isEmpty, provide, start } = yield* makeOutbox(store)
+      yield* start(worker(10, () => Effect.void))
+      yield* provide(deferred(10_000))
+      yield* elapse("1 minute")
+      assert.isAtLeast(claimed, 1_000)
+      assert.isAtMost(claimed, 3_000)
+      yield* gate.open
+      yield* elapse("1 minute")
+      assert.strictEqual(claimed, 10_000)
+      yield* isEmpty
+    }))
+
   it.effect("a flood of one tag does not keep another from being delivered", () =>
     Effect.gen(function*() {
       const lines: Array<string> = []
@@ -229,7 +249,7 @@ describe("much to do", () => {
       )
       const names = Array.from({ length: 12 }, (_, n) => String(n + 10))
       yield* provide(Epilogue.atomic(Effect.forEach(names, (name) => Large.defer(name + "x".repeat(400)))))
-      yield* elapse("1 minute")
+      yield* elapse("10 seconds")
       assert.sameMembers(log.lines, names)
       assert.isAtLeast(seen.claims, 6)
       yield* isEmpty
