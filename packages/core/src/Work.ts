@@ -166,7 +166,8 @@ export class Work {
       const bytes = this.options.claimBytes - this.waitingBytes
       const claimed = yield* persistently("claim", Effect.suspend(() => this.session.claim({ rows, bytes })))
       if (claimed.length === 0) continue
-      if (claimed.length >= rows || sizeOf(claimed) * 2 > bytes) this.mayFind.openUnsafe()
+      // There may be more. The claim that finds nothing says that there is not.
+      this.mayFind.openUnsafe()
       for (const [batch, maxWait] of this.take(claimed)) {
         yield* Effect.forkChild(Effect.andThen(Effect.sleep(maxWait), Effect.sync(() => this.cut(batch))))
       }
@@ -343,7 +344,9 @@ export class Work {
   private readonly watchLease: Effect.Effect<void> = Effect.suspend(() =>
     Effect.gen({ self: this }, function*() {
       const confirmed = Duration.toMillis(this.options.lease) * confirmedPart
-      for (let left = confirmed; left > 0; left = this.confirmedAt + confirmed - this.now()) yield* Effect.sleep(left)
+      for (let left = confirmed; left > 0; left = this.confirmedAt + confirmed - this.now()) {
+        yield* Effect.sleep(Math.ceil(left))
+      }
       yield* this.lose("A worker could not confirm its lease in time")
     })
   )
