@@ -29,7 +29,7 @@ export interface Known {
 }
 
 /** What came of a handler. One that is transactional has settled its delivery itself, or has lost it. */
-export type Handled = Exit.Exit<unknown, unknown> | "settled" | "lost"
+type Handled = Exit.Exit<unknown, unknown> | "settled" | "lost"
 
 /** Runs what a handler does with a delivery, in the handler's context. */
 export type Handle = (
@@ -177,8 +177,30 @@ const settle = (
     const settlement: Settlement = claimed.failures + 1 >= intent.policy.maxAttempts
       ? { _tag: "Dead", claimed, reason: "exhausted", failure }
       : { _tag: "Failed", claimed, delay: defaultDelay, failure }
-    return Effect.as(Effect.ignoreCause(Effect.logError(failure, cause)), settlement)
+    return Effect.as(log("Error", claimed, failure, cause), settlement)
   })
+
+/** Logs what became of a delivery. A failure may throw when it is looked at, or a logger may: then without it, or not at all. */
+const log = (
+  level: "Warn" | "Error",
+  { id, tag }: Claimed,
+  message: string,
+  cause: Cause.Cause<unknown>
+): Effect.Effect<void> =>
+  Effect.catchCause(Effect.logWithLevel(level)(message, cause), () => Effect.logWithLevel(level)(message, unspeakable))
+    .pipe(Effect.annotateLogs({ "epilogue.intent": tag, "epilogue.id": id }), Effect.ignoreCause)
+
+const unspeakable = "The failure can't be put into words: it throws when it is looked at"
+
+/** What a handler failed with, as far as it can be looked at. */
+const errorIn = (cause: Cause.Cause<unknown>): Rejected | Snoozed | undefined => {
+  try {
+    const error = Cause.squash(cause)
+    return error instanceof Rejected || error instanceof Snoozed ? error : undefined
+  } catch {
+    return undefined
+  }
+}
 
 /** How long to wait where a schedule can't tell, in milliseconds. */
 const defaultDelay = 60_000
@@ -196,7 +218,7 @@ const judge = (
       metrics.delivery.updateUnsafe(Math.max(0, now - claimed.enqueuedAt) / 1000, fiber.context)
       return Effect.succeed<Settlement>({ _tag: "Succeeded", claimed })
     }
-    const error = Cause.squash(exit.cause)
+    const error = errorIn(exit.cause)
     if (error instanceof Snoozed) {
       metrics.snoozed.updateUnsafe(1, fiber.context)
       return Effect.succeed<Settlement>({ _tag: "Snoozed", claimed, delay: bounded(Duration.toMillis(error.duration)) })
@@ -210,12 +232,14 @@ const judge = (
       if (asked === undefined) return bury(claimed, "exhausted", exit.cause, metrics)
       const delay = bounded(asked)
       return Effect.as(
-        Effect.logWarning(
+        log(
+          "Warn",
+          claimed,
           `Intent "${claimed.tag}" failed at attempt ${attempt} of ${maxAttempts}; it is tried again in ${
             Duration.format(Duration.millis(Math.ceil(delay)))
           }`,
           exit.cause
-        ).pipe(Effect.annotateLogs(annotations(claimed))),
+        ),
         { _tag: "Failed", claimed, delay, failure: describe(exit.cause) }
       )
     })
@@ -235,9 +259,7 @@ const bury = (
   Effect.withFiber((fiber) => {
     metrics.dead.updateUnsafe(1, fiber.context)
     return Effect.as(
-      Effect.logError(`Intent "${claimed.tag}" is a dead letter: ${deaths[reason]}`, cause).pipe(
-        Effect.annotateLogs(annotations(claimed))
-      ),
+      log("Error", claimed, `Intent "${claimed.tag}" is a dead letter: ${deaths[reason]}`, cause),
       { _tag: "Dead", claimed, reason, failure: describe(cause) }
     )
   })
@@ -247,8 +269,6 @@ const deaths = {
   rejected: "its handler rejected it",
   undecodable: "no worker could read its payload"
 }
-
-const annotations = ({ id, tag }: Claimed) => ({ "epilogue.intent": tag, "epilogue.id": id })
 
 /** In a rolling deploy, a payload that is not readable here may be so for a newer worker. */
 const unreadable = (
@@ -262,12 +282,14 @@ const unreadable = (
   return Effect.withFiber((fiber) => {
     metrics.undecodable.updateUnsafe(1, fiber.context)
     return Effect.as(
-      Effect.logWarning(
+      log(
+        "Warn",
+        claimed,
         `The payload of intent "${claimed.tag}" could not be read, so it is put off. In ${
           Duration.format(Duration.millis(Math.ceil(left)))
         } it is a dead letter`,
         cause
-      ).pipe(Effect.annotateLogs(annotations(claimed))),
+      ),
       {
         _tag: "Undecodable",
         claimed,
@@ -285,7 +307,7 @@ const describe = (cause: Cause.Cause<unknown>): string => {
   try {
     return Cause.pretty(cause).slice(0, failureSize)
   } catch {
-    return "The failure can't be put into words: it throws when it is looked at"
+    return unspeakable
   }
 }
 
