@@ -57,9 +57,10 @@ export interface Options {
 
 const capabilities: Capabilities = { durable: true, transactional: true, ordered: false, priorities: false }
 
-/** How many connections there are at most for what is rare, and how many claims and settlements share. */
+/** How many connections there are at most for what is rare, for claims, and for settlements. */
 const controlConnections = 2
-const workConnections = 2
+const claimConnections = 2
+const settleConnections = 2
 
 /**
  * Provides a store of durable intents in the database of a `PgClient`, for boundaries and for workers.
@@ -67,8 +68,8 @@ const workConnections = 2
  * **Details**
  *
  * Intents are added through that client, in the transaction of their boundary. For everything else the store has
- * connections of its own, to the same server as the same user, which it opens when it needs them: one where intents are
- * only added, up to five where workers run. No name or type that the client transforms matters to it, nor the client's
+ * connections of its own, to the same server as the same user, which it opens when it needs them: up to two where
+ * intents are only added, and seven where workers run. No name or type that the client transforms matters to it, nor the client's
  * isolation level.
  *
  * The tables have to be there: see `migrate`.
@@ -143,12 +144,14 @@ const make = Effect.fnUntraced(function*(
   const client = yield* PgClient.PgClient
   const config = configOf(client)
   const control = yield* makeConnections(config, controlConnections)
-  const work = yield* makeConnections(config, workConnections, Statements.planning)
-  const beats = yield* makeConnections(config, 1, Statements.planning)
+  const settles = yield* makeConnections(config, settleConnections, Statements.planning)
+  const claims = yield* makeConnections(config, claimConnections, Statements.passing)
+  const beats = yield* makeConnections(config, 1, Statements.passing)
+  const notifications = yield* makeConnections(config, 1, Statements.passing)
   yield* check(control, schema, statements)
   const signals = yield* Signals.make({
     config,
-    connections: control,
+    connections: notifications,
     channel: Signals.channelOf(schema),
     notify: statements.notify
   })
@@ -213,7 +216,8 @@ const make = Effect.fnUntraced(function*(
         client,
         signals,
         statements,
-        work,
+        claims,
+        settles,
         beats,
         control,
         sessions

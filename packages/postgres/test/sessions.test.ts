@@ -47,9 +47,11 @@ it.layer(layerStore)("sessions", (it) => {
       const added = envelope({ delay: 50 })
       const session = yield* open(here, [added.tag])
       yield* forgetWakes(session)
+      const notifications = yield* (yield* PgClient.PgClient).listen("epilogue:epilogue")
       yield* there.append([added])
       const waiting = yield* Effect.forkChild(session.wakes)
       yield* there.wake([added])
+      yield* Queue.take(notifications)
       // The store has not been told of the time by anything but the notification.
       yield* Effect.repeat(TestClock.adjust("1 second"), {
         until: () => Effect.sync(() => waiting.pollUnsafe() !== undefined)

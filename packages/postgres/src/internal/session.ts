@@ -137,8 +137,8 @@ export const open = Effect.fnUntraced(function*(
     readonly client: SqlClient
     readonly signals: Signals
     readonly statements: Statements
-    /** For claims and settlements. */
-    readonly work: Connections
+    readonly claims: Connections
+    readonly settles: Connections
     /** For beats, which wait for nothing else. */
     readonly beats: Connections
     /** For everything else. */
@@ -147,7 +147,7 @@ export const open = Effect.fnUntraced(function*(
     readonly sessions: Set<Effect.Effect<void>>
   }
 ): Effect.fn.Return<Session, IntentStoreError, Scope.Scope> {
-  const { beats, client, control, queues, sessions, signals, statements, work } = options
+  const { beats, claims, client, control, queues, sessions, settles, signals, statements } = options
   const byId = new Map(queues.map((queue) => [queue.id, queue]))
   const queueIds = queues.map(({ id }) => id)
   const session = newSession()
@@ -213,7 +213,7 @@ export const open = Effect.fnUntraced(function*(
       isDue = false
       dueAt = Infinity
       const from = sweep ? 0 : promotedAt - lag
-      return work.run("What is due could not be moved", statements.promote, [queueIds, promoteAtOnce, from])
+      return claims.run("What is due could not be moved", statements.promote, [queueIds, promoteAtOnce, from])
     }).pipe(
       Effect.onError(() =>
         Effect.sync(() => {
@@ -223,9 +223,9 @@ export const open = Effect.fnUntraced(function*(
       Effect.map((rows) => {
         // A row with these columns is what the statement answers.
         const [moved, due, at] = rows[0] as PromotedRow
-        promotedAt = at
-        // One of them may have had more than that.
+        // One of them may have had more than that, which the next one finds from where this one began.
         if (moved >= promoteAtOnce) isDue = true
+        else promotedAt = at
         if (due !== null) wakeIn(due)
         return moved
       })
@@ -254,7 +254,7 @@ export const open = Effect.fnUntraced(function*(
     const from = turn++ % queueIds.length
     const order = [...queueIds.slice(from), ...queueIds.slice(0, from)]
     const share = Math.ceil(rows / order.length)
-    const answer = yield* work.run("Intents could not be claimed", statements.claim, [
+    const answer = yield* claims.run("Intents could not be claimed", statements.claim, [
       session,
       order,
       floors.from(order, reach, now()),
@@ -354,8 +354,8 @@ export const open = Effect.fnUntraced(function*(
     const places = settlements.map(({ claimed }) => placeOf(claimed))
     const where = [session, places.map(({ queue }) => queue), places.map(({ id }) => id)]
     const rows = settlements.every(({ _tag }) => _tag === "Succeeded")
-      ? yield* work.run("Intents could not be settled", statements.succeed, where)
-      : yield* work.run("Intents could not be settled", statements.settle, [
+      ? yield* settles.run("Intents could not be settled", statements.succeed, where)
+      : yield* settles.run("Intents could not be settled", statements.settle, [
         ...where,
         settlements.map(({ _tag }) => kinds[_tag]),
         settlements.map(delayOf),
@@ -438,8 +438,11 @@ export const open = Effect.fnUntraced(function*(
       const isPast = due !== null && due <= 0
       // What the last claim has not found is further back.
       if (isWaiting && wasShort) floors.sweep()
-      if (isPast) isDue = true
-      else if (due !== null) wakeIn(due)
+      if (isPast) {
+        // What the last look has left behind is from before.
+        isDue = true
+        promotedAt = 0
+      } else if (due !== null) wakeIn(due)
       return {
         isAlive,
         isWaiting: isAlive && (isWaiting || isPast),

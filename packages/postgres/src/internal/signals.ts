@@ -5,6 +5,7 @@ import * as PgConnection from "@effect/sql-pg/PgConnection"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Latch from "effect/Latch"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
@@ -57,6 +58,9 @@ const testTimeout = "1 second"
 /** What is told in this time after a notification goes into the next one: many commits a second need few of them. */
 const notifyEvery = "2 millis"
 
+/** How long closing waits for the last notification. */
+const closeTimeout = "1 second"
+
 /** The largest payload of a notification is 8,000 bytes. */
 const maxPayload = 7_900
 
@@ -83,7 +87,6 @@ export const make = Effect.fnUntraced(function*(options: {
   readonly notify: string
 }): Effect.fn.Return<Signals, never, Scope.Scope> {
   const { channel, config, connections } = options
-  const scope = yield* Effect.scope
   const origin = randomUUID()
   const subscribers = new Set<Subscriber>()
   const notify = (payload: string) =>
@@ -136,12 +139,6 @@ export const make = Effect.fnUntraced(function*(options: {
     return message
   }
 
-  const putBack = (message: Message): void => {
-    add({ _tag: "Added", queues: message.added })
-    add({ _tag: "Freed", queues: message.freed ?? undefined })
-    for (const [queue, milliseconds] of message.due) add({ _tag: "Due", queues: [queue], due: milliseconds })
-  }
-
   const flush = Effect.suspend(() => {
     hasUntold.closeUnsafe()
     if (added.size + due.size + (freed?.size ?? 1) === 0) return Effect.void
@@ -151,16 +148,21 @@ export const make = Effect.fnUntraced(function*(options: {
       payload.length > maxPayload ? encodeMessage({ ...message, added: [], freed: null, due: [] }) : payload
     )
       .pipe(
-        Effect.onInterrupt(() => Effect.sync(() => putBack(message))),
         // Whoever is not told finds out at the next poll.
         Effect.ignore({ log: "Debug" })
       )
   })
-  // A process that adds intents and ends at once still tells of them.
-  yield* Effect.addFinalizer(() => flush)
-  yield* Effect.forkIn(
-    Effect.forever(hasUntold.await.pipe(Effect.andThen(flush), Effect.andThen(Effect.sleep(notifyEvery)))),
-    scope
+  // A process that adds intents and ends at once still tells of them, once what is under way has been sent: a statement that
+  // is interrupted takes its connection with it.
+  const telling = yield* Effect.forkDetach(
+    Effect.forever(
+      Effect.uninterruptibleMask((restore) =>
+        restore(hasUntold.await).pipe(Effect.andThen(flush), Effect.andThen(restore(Effect.sleep(notifyEvery))))
+      )
+    )
+  )
+  yield* Effect.addFinalizer(() =>
+    Fiber.interrupt(telling).pipe(Effect.andThen(flush), Effect.interruptible, Effect.timeoutOption(closeTimeout))
   )
 
   // From others ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ const interval = (value: string) => `make_interval(secs => ${value} / 1000.0)`
  */
 export const planning = { enable_bitmapscan: "off", enable_seqscan: "off", jit: "off" } as const
 
+/**
+ * For what nobody misses if the server crashes at that moment: claims, beats, notifications. They need not wait for the disk.
+ * What a claim has leased that is not on disk then is free again; a settlement waits, and for the claim with it.
+ */
+export const passing = { ...planning, synchronous_commit: "off" } as const
+
 /** How a settlement is told to the database. */
 export const kinds = { Succeeded: 0, Failed: 1, Snoozed: 2, Undecodable: 3, Dead: 4, Released: 5 } as const
 
