@@ -118,6 +118,7 @@ export const deliveries = (test: Test, { capabilities }: SuiteOptions): void => 
         partitionKey: envelope.partitionKey,
         failures: 0,
         crashes: 0,
+        suspicion: "none",
         traceparent: envelope.traceparent,
         undecodableFor: undefined
       }

@@ -181,20 +181,19 @@ export class Reference {
     // A session that was ended may still clear up after others, or not.
     if (worker.isEnded && freed === 0) return
     const expired = this.othersOf(worker).filter((other) => this.mustHaveExpired(worker, other, at))
-    equal(freed, expired.flatMap((other) => this.free(other, true)).length, "how many deliveries were freed")
+    equal(freed, expired.flatMap((other) => this.free(other)).length, "how many deliveries were freed")
   }
 
   close(worker: Worker, at: Moment): void {
     this.next(at)
-    this.free(worker, false)
+    this.free(worker)
   }
 
-  private free(worker: Worker, isCrash: boolean): ReadonlyArray<Intent> {
+  private free(worker: Worker): ReadonlyArray<Intent> {
     const held = this.heldBy(worker)
     for (const intent of held) {
       intent.state = "waiting"
       intent.holder = undefined
-      if (isCrash) intent.crashes++
     }
     worker.isEnded = true
     worker.beats = false
