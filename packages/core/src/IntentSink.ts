@@ -29,6 +29,28 @@ export interface Capabilities {
 }
 
 /**
+ * Turns payloads into what is stored, and back: to encrypt them at rest, say.
+ *
+ * **Gotchas**
+ *
+ * What it can't decode is put off like any payload that can't be read, in case a worker with another key can.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Codec {
+  /** Fails the boundary if it fails. */
+  readonly encode: (
+    payload: string,
+    intent: { readonly id: string; readonly tag: string }
+  ) => Effect.Effect<string, unknown>
+  readonly decode: (
+    stored: string,
+    intent: { readonly id: string; readonly tag: string }
+  ) => Effect.Effect<string, unknown>
+}
+
+/**
  * A store could not do what it was asked for.
  *
  * @category errors
@@ -66,6 +88,8 @@ export declare namespace IntentSink {
     /** What errors call the store. */
     readonly name: string
     readonly capabilities: Capabilities
+    /** What payloads are stored as. Boundaries encode, workers and operators decode; the store knows of neither. */
+    readonly codec?: Codec | undefined
     /** The client whose transactions are those of the boundary. */
     readonly client?: SqlClient | undefined
     /** Adds intents, all or none, in order. Answers for each, in that order. */

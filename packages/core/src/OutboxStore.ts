@@ -16,8 +16,9 @@ import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import { IntentSink, type IntentStoreError } from "./IntentSink.ts"
+import { type Codec, IntentSink, type IntentStoreError } from "./IntentSink.ts"
 import * as MemoryStore from "./MemoryStore.ts"
+import type { Operations } from "./Operations.ts"
 
 /**
  * A tag, and the versions of its payload that a worker can read.
@@ -28,6 +29,27 @@ import * as MemoryStore from "./MemoryStore.ts"
 export interface Subscription {
   readonly tag: string
   readonly versions: ReadonlyArray<number>
+  /**
+   * How many deliveries of one partition key a claim may take at once, in their order; the worker makes them one after
+   * the other. Defaults to 1.
+   */
+  readonly perKey?: number | undefined
+  /** How many deliveries may run at once, over all sessions. Defaults to no limit. */
+  readonly concurrency?: number | undefined
+  /** How many deliveries may start, over all sessions. Defaults to no limit. */
+  readonly rateLimit?: RateLimit | undefined
+}
+
+/**
+ * A token bucket: it holds `limit` tokens, each delivery that starts takes one, and it is filled evenly, by `limit` in
+ * each `window`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RateLimit {
+  readonly limit: number
+  readonly window: Duration.Duration
 }
 
 /**
@@ -60,8 +82,16 @@ export interface Claimed {
   readonly partitionKey: string | undefined
   /** How many deliveries have failed. */
   readonly failures: number
-  /** How many workers died of it. */
+  /** How many workers died while they ran it, and nothing else. */
   readonly crashes: number
+  /**
+   * What is to be thought of it since a session that held it was ended:
+   *
+   * - `"none"`: nothing, or no session was.
+   * - `"possible"`: it was not on record as started. Put its start on record before its handler runs.
+   * - `"strong"`: it was. It is claimed with `claimSuspect`, and runs alone.
+   */
+  readonly suspicion: "none" | "possible" | "strong"
   /** Milliseconds of Unix time, by the clock of the store. */
   readonly enqueuedAt: number
   /** The span that deferred it, as a W3C `traceparent`. */
@@ -77,8 +107,11 @@ export interface Claimed {
  * - `Failed`: it is due again after `delay` milliseconds, with one failure more.
  * - `Snoozed`: it is due again after `delay` milliseconds; nothing is counted.
  * - `Undecodable`: as `Snoozed`, and the store remembers since when it could not be read.
- * - `Dead`: it is kept as a dead letter, with one failure more, until an operator decides.
+ * - `Dead`: it is kept as a dead letter until an operator decides; one that is exhausted or was rejected has one failure
+ *   more. With `blocksKey`, nothing else of its partition key is delivered before that.
  * - `Released`: it is free at once; nothing is counted.
+ *
+ * What an operator has cancelled while it was held is gone, whatever it is settled as.
  *
  * @category models
  * @since 0.1.0
@@ -88,16 +121,23 @@ export type Settlement =
   | { readonly _tag: "Failed"; readonly claimed: Claimed; readonly delay: number; readonly failure: string }
   | { readonly _tag: "Snoozed"; readonly claimed: Claimed; readonly delay: number }
   | { readonly _tag: "Undecodable"; readonly claimed: Claimed; readonly delay: number; readonly failure: string }
-  | { readonly _tag: "Dead"; readonly claimed: Claimed; readonly reason: DeathReason; readonly failure: string }
+  | {
+    readonly _tag: "Dead"
+    readonly claimed: Claimed
+    readonly reason: DeathReason
+    readonly failure: string
+    readonly blocksKey?: boolean | undefined
+  }
   | { readonly _tag: "Released"; readonly claimed: Claimed }
 
 /**
- * Why an intent is a dead letter: its attempts are used up, its handler rejected it, or no worker could read it.
+ * Why an intent is a dead letter: its attempts are used up, its handler or an operator rejected it, no worker could read
+ * it, or too many workers died of it.
  *
  * @category models
  * @since 0.1.0
  */
-export type DeathReason = "exhausted" | "rejected" | "undecodable"
+export type DeathReason = "exhausted" | "rejected" | "undecodable" | "crashed"
 
 /**
  * What a session learns from a beat.
@@ -114,6 +154,26 @@ export interface Beat {
   readonly hasExpired: boolean
   /** Whether `wakes` tells of what other processes append. If not, poll more often. */
   readonly isListening: boolean
+  /** Whether `claimSuspect` may find something. */
+  readonly hasSuspects: boolean
+  /** The ids of deliveries that it holds and an operator has cancelled, or whose tag or key is paused: interrupt them. */
+  readonly recalled: ReadonlyArray<string>
+}
+
+/**
+ * How many deliveries of a tag with a limit a session may run.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Permit {
+  readonly tag: string
+  /** How many at once, until the next answer. */
+  readonly concurrency: number
+  /** How many more may start. They are the session's own. */
+  readonly tokens: number
+  /** In how many milliseconds there may be more of either; `undefined` if nobody knows. */
+  readonly retryAfter: number | undefined
 }
 
 /**
@@ -123,20 +183,48 @@ export interface Beat {
  * @since 0.1.0
  */
 export interface Session {
-  /** Leases up to `rows` deliveries that are due, of together about `bytes` of payload. It does not wait. */
+  /**
+   * Leases up to `rows` deliveries that are due, of together about `bytes` of payload, and of a tag in `tags` no more than
+   * it says there. It does not wait.
+   */
   readonly claim: (limit: {
     readonly rows: number
     readonly bytes: number
+    readonly tags?: ReadonlyMap<string, number> | undefined
   }) => Effect.Effect<ReadonlyArray<Claimed>, IntentStoreError>
-  /** Settles many at once. Answers with the ids of those whose lease was lost: of these, nothing was changed. */
+  /** Leases a delivery that was on record as started when its session was ended, if there is one. */
+  readonly claimSuspect: Effect.Effect<Claimed | undefined, IntentStoreError>
+  /**
+   * Settles many at once. Answers with the ids of those whose lease was lost: of these, nothing was changed.
+   *
+   * Of several deliveries of one partition key that were claimed together, those after one that did not succeed are
+   * settled together with it, as `Released`.
+   */
   readonly settle: (
     settlements: ReadonlyArray<Settlement>
   ) => Effect.Effect<ReadonlyArray<string>, IntentStoreError>
   /** Settles one as a success in the transaction in force. Answers whether the session still had its lease. */
   readonly settleInTransaction: (claimed: Claimed) => Effect.Effect<boolean, IntentStoreError>
+  /** Puts on record that deliveries have started. Answers with the ids of those whose lease was lost. */
+  readonly start: (claimed: ReadonlyArray<Claimed>) => Effect.Effect<ReadonlyArray<string>, IntentStoreError>
+  /**
+   * Asks for permits for tags that have limits: how many run now, how many could run at once, and how many more tokens are
+   * wanted. Over all sessions that are alive, no more is permitted than the limits say, and each has its share.
+   */
+  readonly permit: (
+    wants: ReadonlyArray<{
+      readonly tag: string
+      readonly running: number
+      readonly concurrency: number
+      readonly tokens: number
+    }>
+  ) => Effect.Effect<ReadonlyArray<Permit>, IntentStoreError>
   /** Keeps the session alive. It does not wait for `claim` and `settle`, and has a connection of its own. */
   readonly beat: Effect.Effect<Beat, IntentStoreError>
-  /** Ends the sessions whose lease has run out, and frees what they had claimed. Answers how many deliveries that is. */
+  /**
+   * Ends the sessions whose lease has run out, and frees what they had claimed. Answers how many deliveries that is. What
+   * was on record as started is a suspect now; of one that was a suspect already, a crash is counted.
+   */
   readonly recover: Effect.Effect<number, IntentStoreError>
   /**
    * Waits until something may be due for this session, also by what this session has put off, handed back or settled
@@ -185,10 +273,29 @@ export declare namespace OutboxStore {
   export interface Service extends IntentSink.Service {
     /** Opens a session for a worker. */
     readonly open: (options: OpenOptions) => Effect.Effect<Session, IntentStoreError, Scope.Scope>
+    /** What an operator can do. */
+    readonly operations: Operations
     /** How much there is of each tag that has any. It may cost a scan of what waits, so it is not for every second. */
     readonly depths: Effect.Effect<ReadonlyArray<Depth>, IntentStoreError>
   }
 }
+
+/**
+ * As `layerMemory`, and told for how long it keeps what was delivered, for operators to see.
+ *
+ * **Details**
+ *
+ * `keepDelivered` defaults to nothing: what was delivered is gone.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerMemoryWith = (
+  options?: { readonly keepDelivered?: Duration.Input | undefined }
+): Layer.Layer<OutboxStore | IntentSink> =>
+  Layer.effectContext(
+    Effect.map(MemoryStore.make(options), (store) => Context.add(Context.make(OutboxStore, store), IntentSink, store))
+  )
 
 /**
  * A store that this process holds in memory: for development, and for tests, also under `TestClock`.
@@ -200,9 +307,28 @@ export declare namespace OutboxStore {
  * @category layers
  * @since 0.1.0
  */
-export const layerMemory: Layer.Layer<OutboxStore | IntentSink> = Layer.effectContext(
-  Effect.map(MemoryStore.make, (store) => Context.add(Context.make(OutboxStore, store), IntentSink, store))
-)
+export const layerMemory: Layer.Layer<OutboxStore | IntentSink> = layerMemoryWith()
+
+/**
+ * A store that holds payloads as a codec encodes them: to encrypt them at rest, say.
+ *
+ * **Details**
+ *
+ * Boundaries encode, and workers and operators decode, so all of them need a layer with a codec that knows what the
+ * others have encoded.
+ *
+ * **Gotchas**
+ *
+ * A session's `payload`, and what `operations` tell of it, is as it is stored.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerCodec = (codec: Codec): Layer.Layer<OutboxStore | IntentSink, never, OutboxStore> =>
+  Layer.effectContext(OutboxStore.useSync((store) => {
+    const encoded: OutboxStore.Service = { ...store, codec }
+    return Context.add(Context.make(OutboxStore, encoded), IntentSink, encoded)
+  }))
 
 /**
  * Measures how much the store holds of each tag, again and again.
