@@ -145,7 +145,7 @@ const make = Effect.fnUntraced(function*(
   const config = configOf(client)
   const control = yield* makeConnections(config, controlConnections)
   const settles = yield* makeConnections(config, settleConnections, Statements.planning)
-  const claims = yield* makeConnections(config, claimConnections, Statements.passing)
+  const claims = yield* makeConnections(config, claimConnections, Statements.planning)
   const beats = yield* makeConnections(config, 1, Statements.passing)
   const notifications = yield* makeConnections(config, 1, Statements.passing)
   yield* check(control, schema, statements)

@@ -24,8 +24,8 @@ const interval = (value: string) => `make_interval(secs => ${value} / 1000.0)`
 export const planning = { enable_bitmapscan: "off", enable_seqscan: "off", jit: "off" } as const
 
 /**
- * For what nobody misses if the server crashes at that moment: claims, beats, notifications. They need not wait for the disk.
- * What a claim has leased that is not on disk then is free again; a settlement waits, and for the claim with it.
+ * For what nobody misses if the server crashes at that moment: beats and notifications. They need not wait for the disk. Claims
+ * do: a lease that is forgotten while its worker is alive would be given to another one.
  */
 export const passing = { ...planning, synchronous_commit: "off" } as const
 
