@@ -32,7 +32,7 @@ export interface Filter {
   readonly states?: ReadonlyArray<State> | undefined
   readonly tag?: string | undefined
   readonly partitionKey?: string | undefined
-  /** In its state for at least so many milliseconds: enqueued, dead or delivered so long ago. */
+  /** For at least so many milliseconds: enqueued, or dead or delivered, so long ago. */
   readonly olderThan?: number | undefined
 }
 
@@ -68,6 +68,7 @@ export interface Entry {
  */
 export interface Event {
   readonly at: number
+  /** It is `crashed` when its worker died while it was on record as started, also where that is not counted. */
   readonly what: "failed" | "snoozed" | "undecodable" | "crashed" | "dead" | "retried"
   /** How it failed, or why it is dead. */
   readonly detail: string | undefined
@@ -106,11 +107,11 @@ export interface Page {
  * @since 0.1.0
  */
 export type Block =
-  /** It is not due yet: it was delayed, snoozed, or has failed. */
+  /** It is not due yet: it was delayed, snoozed, or has failed. A delayed one joins its key when it is due. */
   | { readonly _tag: "NotDue"; readonly dueAt: number }
   /** A worker has claimed it. */
   | { readonly _tag: "Held"; readonly session: string; readonly leaseEndsAt: number }
-  /** Another one of its key comes first. */
+  /** Others of its key come before it, this one first. */
   | { readonly _tag: "BehindIntent"; readonly id: string; readonly partitionKey: string }
   /** A dead letter keeps its key from going on: retry it, or purge it. */
   | { readonly _tag: "KeyBlocked"; readonly by: string; readonly partitionKey: string }
@@ -170,22 +171,37 @@ export interface Operations {
     page: { readonly limit: number; readonly after?: string | undefined }
   ) => Effect.Effect<Page, IntentStoreError>
   readonly find: (id: string) => Effect.Effect<Detail | undefined, IntentStoreError>
-  /** Every reason why it is not being delivered; none if the next claim may take it. `undefined` if it is not there. */
+  /**
+   * Every reason why it is not being delivered now; none if the next claim may take it. `undefined` if it is not there. Of
+   * one that is over, only that; of one that is held, nothing of workers and limits.
+   */
   readonly blocks: (id: string) => Effect.Effect<ReadonlyArray<Block> | undefined, IntentStoreError>
-  /** Dead letters are due again, with no failures and no crashes. One whose key went on without it joins the end of its key. */
+  /**
+   * Dead letters are due again, with no failures and no crashes, as if they had always been readable. One that blocks its
+   * key goes first in it, at its old place; another one joins the end of its key.
+   */
   readonly retry: (filter: Filter) => Effect.Effect<number, IntentStoreError>
-  /** What waits or is delayed becomes a dead letter. */
+  /** What waits or is delayed becomes a dead letter that is `rejected`; no failure is counted, and its key goes on. */
   readonly reject: (filter: Filter, reason: string) => Effect.Effect<number, IntentStoreError>
-  /** What waits, is delayed or is claimed is gone. A handler that runs is interrupted within a beat of its worker. */
+  /**
+   * What waits, is delayed or is claimed is gone. A handler that runs is interrupted within a beat of its worker; until
+   * that worker lets go of it, it holds its key and is still there as `claimed`. Its idempotency key stays remembered.
+   */
   readonly cancel: (filter: Filter) => Effect.Effect<number, IntentStoreError>
-  /** Dead letters and what is kept of deliveries are gone. */
+  /** Dead letters and what is kept of deliveries are gone. A key that a dead letter has blocked goes on. */
   readonly purge: (filter: Filter) => Effect.Effect<number, IntentStoreError>
-  /** Everything about a key is gone: what is live, done, dead or remembered. */
+  /**
+   * Everything about a key is gone: what is live, done, dead or remembered. What is claimed is gone as one that is
+   * cancelled. Answers how many intents that is. Whether the key is paused does not change.
+   */
   readonly erase: (key: {
     readonly partitionKey: string
     readonly tag?: string | undefined
   }) => Effect.Effect<number, IntentStoreError>
-  /** Nothing of it is delivered until it is resumed. Handlers that run are interrupted within a beat, and nothing is counted. */
+  /**
+   * Nothing of it is delivered until it is resumed, suspects included. Handlers that run are interrupted within a beat, and
+   * nothing is counted. A tag and its keys are paused and resumed apart from each other.
+   */
   readonly pause: (pause: Pause) => Effect.Effect<void, IntentStoreError>
   readonly resume: (pause: Pause) => Effect.Effect<void, IntentStoreError>
   readonly paused: Effect.Effect<ReadonlyArray<Pause>, IntentStoreError>

@@ -30,8 +30,8 @@ export interface Subscription {
   readonly tag: string
   readonly versions: ReadonlyArray<number>
   /**
-   * How many deliveries of one partition key a claim may take at once, in their order; the worker makes them one after
-   * the other. Defaults to 1.
+   * How many deliveries of one partition key a claim may take at once, in their order and from the first one on; the
+   * worker makes them one after the other. While a session has any of a key, no claim takes more of it. Defaults to 1.
    */
   readonly perKey?: number | undefined
   /** How many deliveries may run at once, over all sessions. Defaults to no limit. */
@@ -89,7 +89,9 @@ export interface Claimed {
    *
    * - `"none"`: nothing, or no session was.
    * - `"possible"`: it was not on record as started. Put its start on record before its handler runs.
-   * - `"strong"`: it was. It is claimed with `claimSuspect`, and runs alone.
+   * - `"strong"`: it was. It is claimed with `claimSuspect`, and runs alone. Until then it holds its partition key.
+   *
+   * It is over once the delivery is settled as anything but `Released`.
    */
   readonly suspicion: "none" | "possible" | "strong"
   /** Milliseconds of Unix time, by the clock of the store. */
@@ -109,7 +111,7 @@ export interface Claimed {
  * - `Undecodable`: as `Snoozed`, and the store remembers since when it could not be read.
  * - `Dead`: it is kept as a dead letter until an operator decides; one that is exhausted or was rejected has one failure
  *   more. With `blocksKey`, nothing else of its partition key is delivered before that.
- * - `Released`: it is free at once; nothing is counted.
+ * - `Released`: it is free at once, and suspected as it was; nothing is counted.
  *
  * What an operator has cancelled while it was held is gone, whatever it is settled as.
  *
@@ -148,13 +150,13 @@ export type DeathReason = "exhausted" | "rejected" | "undecodable" | "crashed"
 export interface Beat {
   /** Whether the session still has its lease. If not, it has lost all that it had claimed, for ever. */
   readonly isAlive: boolean
-  /** Whether there is something that it could claim now. */
+  /** Whether there is something that it could claim now, suspects apart. */
   readonly isWaiting: boolean
   /** Whether sessions have let their lease run out, as this one sees it: time for `recover`. */
   readonly hasExpired: boolean
   /** Whether `wakes` tells of what other processes append. If not, poll more often. */
   readonly isListening: boolean
-  /** Whether `claimSuspect` may find something. */
+  /** Whether `claimSuspect` may find something for it. */
   readonly hasSuspects: boolean
   /** The ids of deliveries that it holds and an operator has cancelled, or whose tag or key is paused: interrupt them. */
   readonly recalled: ReadonlyArray<string>
@@ -170,7 +172,7 @@ export interface Permit {
   readonly tag: string
   /** How many at once, until the next answer. */
   readonly concurrency: number
-  /** How many more may start. They are the session's own. */
+  /** How many more may start. They are the session's own, whether it uses them or not. */
   readonly tokens: number
   /** In how many milliseconds there may be more of either; `undefined` if nobody knows. */
   readonly retryAfter: number | undefined
@@ -192,7 +194,10 @@ export interface Session {
     readonly bytes: number
     readonly tags?: ReadonlyMap<string, number> | undefined
   }) => Effect.Effect<ReadonlyArray<Claimed>, IntentStoreError>
-  /** Leases a delivery that was on record as started when its session was ended, if there is one. */
+  /**
+   * Leases a delivery that was on record as started when its session was ended, if there is one. It is on record as
+   * started again by that, so run nothing beside it.
+   */
   readonly claimSuspect: Effect.Effect<Claimed | undefined, IntentStoreError>
   /**
    * Settles many at once. Answers with the ids of those whose lease was lost: of these, nothing was changed.
@@ -205,11 +210,18 @@ export interface Session {
   ) => Effect.Effect<ReadonlyArray<string>, IntentStoreError>
   /** Settles one as a success in the transaction in force. Answers whether the session still had its lease. */
   readonly settleInTransaction: (claimed: Claimed) => Effect.Effect<boolean, IntentStoreError>
-  /** Puts on record that deliveries have started. Answers with the ids of those whose lease was lost. */
+  /**
+   * Puts on record that deliveries have started, until they are settled. Answers with the ids of those whose lease was
+   * lost.
+   */
   readonly start: (claimed: ReadonlyArray<Claimed>) => Effect.Effect<ReadonlyArray<string>, IntentStoreError>
   /**
-   * Asks for permits for tags that have limits: how many run now, how many could run at once, and how many more tokens are
-   * wanted. Over all sessions that are alive, no more is permitted than the limits say, and each has its share.
+   * Asks for permits for tags that have limits: how many run now or are about to, how many could run at once, and how many
+   * more tokens are wanted. Answers for each, in that order. The limits are those of its own subscriptions.
+   *
+   * Over all sessions that have not ended, no more is permitted than the limits say, and never less to a session than it
+   * says that it runs. Of what several want, each has its share as they ask again and again; where there is less than one
+   * for each, they have it in turn. What a session wants counts until it asks again, or has not for one lease.
    */
   readonly permit: (
     wants: ReadonlyArray<{
@@ -223,7 +235,8 @@ export interface Session {
   readonly beat: Effect.Effect<Beat, IntentStoreError>
   /**
    * Ends the sessions whose lease has run out, and frees what they had claimed. Answers how many deliveries that is. What
-   * was on record as started is a suspect now; of one that was a suspect already, a crash is counted.
+   * was on record as started is a suspect now; of one that was claimed as a suspect, a crash is counted. What an operator
+   * has cancelled is gone, and not among them.
    */
   readonly recover: Effect.Effect<number, IntentStoreError>
   /**
