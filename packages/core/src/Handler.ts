@@ -63,13 +63,24 @@ export interface Handler<Tag extends string> {
 }
 
 /**
- * What is behind a `Handler`: the function, and the services it was built with.
+ * What holds over all workers of a store.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Limits {
+  readonly concurrency: number | undefined
+  readonly rateLimit: { readonly limit: number; readonly window: Duration.Duration } | undefined
+}
+
+/**
+ * What is behind a `Handler`: the function, its limits, and the services it was built with.
  *
  * @category models
  * @since 0.1.0
  */
 export type HandlerService =
-  & { readonly context: Context.Context<never> }
+  & { readonly context: Context.Context<never>; readonly limits: Limits }
   & (
     | {
       readonly _tag: "Single"

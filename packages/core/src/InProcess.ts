@@ -36,9 +36,9 @@ export interface Handled extends Definition {
  *
  * **Gotchas**
  *
- * Nothing waits, and nothing is remembered: `retry`, `partitionKey`, `idempotencyKey` and `priority` are the business
- * of a store. A `delay`, a `runAt` and a `transactional` handler are refused. For all of these, in memory too, there is
- * `Outbox.layer` over `OutboxStore.layerMemory`.
+ * Nothing waits, and nothing is remembered: `retry`, `maxCrashes`, `onExhausted`, `partitionKey`, `idempotencyKey` and
+ * `priority` are the business of a store. A `delay`, a `runAt`, and a handler that is `transactional` or has limits over
+ * all workers are refused. For all of these, in memory too, there is `Outbox.layer` over `OutboxStore.layerMemory`.
  *
  * @category layers
  * @since 0.1.0
@@ -77,6 +77,15 @@ export const typedIn = <Intents extends ReadonlyArray<Handled>>(
           new Error(
             `Epilogue: the handler of "${definition._tag}" is transactional, which takes a store. Use \`Outbox.layer\` `
               + "and an `OutboxWorker`."
+          )
+        )
+      }
+      const limit = (["concurrency", "rateLimit"] as const).find((name) => handler.limits[name] !== undefined)
+      if (limit !== undefined) {
+        return Effect.die(
+          new Error(
+            `Epilogue: the handler of "${definition._tag}" has a \`${limit}\` over all workers, which takes a store. Use `
+              + "`Outbox.layer`, in memory over `OutboxStore.layerMemory`, and an `OutboxWorker`."
           )
         )
       }

@@ -43,7 +43,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { Deferred, isTraced, type Queue, Registered } from "./Deferred.ts"
 import type { Definition, Envelope } from "./Envelope.ts"
-import type { BatchResult, Delivery, Handler, HandlerService } from "./Handler.ts"
+import type { BatchResult, Delivery, Handler, HandlerService, Limits } from "./Handler.ts"
 
 export type { BatchResult, Delivery, Handler } from "./Handler.ts"
 
@@ -96,6 +96,16 @@ export interface Options<in P> {
   readonly retry?: Schedule.Schedule<unknown, number> | undefined
   /** After how many failed deliveries it is a dead letter. Defaults to 10. */
   readonly maxAttempts?: number | undefined
+  /**
+   * After how many workers have died while they ran it, and nothing else, it is a dead letter. It is not run again then.
+   * Defaults to 3.
+   */
+  readonly maxCrashes?: number | undefined
+  /**
+   * What a dead letter, whatever it died of, does to the rest of its partition key: `"continue"` lets it go on without
+   * the dead one, and `"block"` keeps it until an operator has decided. Defaults to `"continue"`.
+   */
+  readonly onExhausted?: OnExhausted | undefined
   /** After this long, a delivery is interrupted, and has failed with a `Cause.TimeoutError`. Defaults to no limit. */
   readonly timeout?: Duration.Input | undefined
   /** Within the tag, a higher one goes first. Defaults to 0. Not for intents with a `partitionKey`. */
@@ -103,6 +113,14 @@ export interface Options<in P> {
   /** The largest payload, in bytes of UTF-8 as it is encoded. A larger one is a defect. Defaults to 1 MiB. */
   readonly maxPayloadBytes?: number | undefined
 }
+
+/**
+ * What a dead letter does to the rest of its partition key.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export type OnExhausted = "continue" | "block"
 
 /**
  * What one intent can be told when it is deferred. A key or priority given here replaces that of its definition.
@@ -121,12 +139,37 @@ export interface DeferOptions {
 }
 
 /**
+ * Limits that hold over all workers of a store.
+ *
+ * **Details**
+ *
+ * Workers whose lease holds never exceed them. Those that have something to do share them. What a worker has permission
+ * for and does not use is there for the others within a beat.
+ *
+ * **Gotchas**
+ *
+ * An engine that handles intents in process refuses a handler that has any.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface LimitOptions {
+  /** How many deliveries run at once. A batch counts as one. Defaults to no limit. */
+  readonly concurrency?: number | undefined
+  /**
+   * How many deliveries start, of a batch each one, and each time that one is retried: `limit` in a `window`. It is a
+   * token bucket, filled evenly, so after a rest up to `limit` start at once. Defaults to no limit.
+   */
+  readonly rateLimit?: { readonly limit: number; readonly window: Duration.Input } | undefined
+}
+
+/**
  * What a batched handler can be told.
  *
  * @category options
  * @since 0.1.0
  */
-export interface BatchOptions {
+export interface BatchOptions extends LimitOptions {
   /** The most deliveries of one call. */
   readonly maxSize: number
   /** How long a delivery waits for others to join it. */
@@ -172,16 +215,17 @@ export interface Intent<in out Tag extends string, in out S extends PayloadSchem
    * idempotency key.
    *
    * With `transactional`, what the handler writes through the store's `SqlClient`, the intents it defers, and the
-   * acknowledgement are one transaction: exactly once for that database.
+   * acknowledgement are one transaction: exactly once for that database. `concurrency` and `rateLimit` hold over all
+   * workers of a store.
    */
   readonly toLayer: {
     <E, R>(
       handler: (payload: S["Type"], delivery: Delivery<S["Type"]>) => Effect.Effect<unknown, E, R>,
-      options?: { readonly transactional?: false | undefined }
+      options?: LimitOptions & { readonly transactional?: false | undefined }
     ): Layer.Layer<Handler<Tag>, never, R>
     <E, R>(
       handler: (payload: S["Type"], delivery: Delivery<S["Type"]>) => Effect.Effect<unknown, E, R>,
-      options: { readonly transactional: boolean }
+      options: LimitOptions & { readonly transactional: boolean }
     ): Layer.Layer<Handler<Tag>, never, Exclude<R, Deferred>>
   }
 
@@ -221,6 +265,8 @@ export interface Any extends Definition {
 export interface Policy {
   readonly retry: Schedule.Schedule<unknown, number>
   readonly maxAttempts: number
+  readonly maxCrashes: number
+  readonly onExhausted: OnExhausted
   readonly timeout: Duration.Duration | undefined
   /** Whether its definition has a `partitionKey`. */
   readonly isOrdered: boolean
@@ -314,10 +360,24 @@ export const make = <
 ): Intent<Tag, SchemaOf<P>> => {
   type S = SchemaOf<P>
   type Payload = S["Type"]
-  const { maxAttempts = 10, maxPayloadBytes = 2 ** 20, previous = {}, priority = 0, version = 1 } = options
+  const {
+    maxAttempts = 10,
+    maxCrashes = 3,
+    maxPayloadBytes = 2 ** 20,
+    onExhausted = "continue",
+    previous = {},
+    priority = 0,
+    version = 1
+  } = options
   check(tag, "version", version)
   check(tag, "maxAttempts", maxAttempts)
+  check(tag, "maxCrashes", maxCrashes)
   check(tag, "maxPayloadBytes", maxPayloadBytes)
+  if (!["continue", "block"].includes(onExhausted)) {
+    throw new Error(
+      `Epilogue: the \`onExhausted\` of intent "${tag}" is ${onExhausted}. It has to be "continue" or "block".`
+    )
+  }
   const versions = [version, ...Object.keys(previous).map(Number)]
   versions.forEach((each) => check(tag, "version", each))
   if (new Set(versions).size < versions.length) {
@@ -403,6 +463,8 @@ export const make = <
     static readonly policy: Policy = {
       retry: options.retry ?? defaultRetry,
       maxAttempts,
+      maxCrashes,
+      onExhausted,
       timeout: options.timeout === undefined ? undefined : Duration.fromInputUnsafe(options.timeout),
       isOrdered: options.partitionKey !== undefined,
       isPrioritized: priority !== 0
@@ -434,15 +496,18 @@ export const make = <
 
     static readonly toLayer = (
       handle: (payload: never, delivery: never) => Effect.Effect<unknown, unknown>,
-      { transactional = false }: { readonly transactional?: boolean | undefined } = {}
-    ) =>
-      toLayer((context) => ({
+      { transactional = false, ...rest }: LimitOptions & { readonly transactional?: boolean | undefined } = {}
+    ) => {
+      const limits = limitsOf(tag, rest)
+      return toLayer((context) => ({
         _tag: "Single",
         context,
+        limits,
         isTransactional: transactional,
         // The payload was decoded by the schema that types it.
         handle: handle as (payload: unknown, delivery: Delivery) => Effect.Effect<unknown, unknown>
       }))
+    }
 
     static readonly toLayerBatched = (
       handle: (deliveries: never) => Effect.Effect<ReadonlyArray<BatchResult>, unknown>,
@@ -450,9 +515,11 @@ export const make = <
     ) => {
       check(tag, "maxSize", maxSize)
       const maxWait = Duration.fromInputUnsafe(rest.maxWait)
+      const limits = limitsOf(tag, rest)
       return toLayer((context) => ({
         _tag: "Batched",
         context,
+        limits,
         maxSize,
         maxWait,
         handle: handle as (deliveries: ReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<BatchResult>, unknown>
@@ -499,6 +566,22 @@ const check = (tag: string, name: string, value: number): void => {
   if (!Number.isSafeInteger(value) || value < 1) {
     throw new Error(`Epilogue: the \`${name}\` of intent "${tag}" is ${value}. It has to be a positive integer.`)
   }
+}
+
+const limitsOf = (tag: string, { concurrency, rateLimit }: LimitOptions): Limits => {
+  if (concurrency !== undefined) check(tag, "concurrency", concurrency)
+  if (rateLimit === undefined) return { concurrency, rateLimit }
+  check(tag, "rateLimit.limit", rateLimit.limit)
+  const window = Duration.fromInputUnsafe(rateLimit.window)
+  const millis = Duration.toMillis(window)
+  if (!(millis > 0 && Number.isFinite(millis))) {
+    throw new Error(
+      `Epilogue: the \`rateLimit.window\` of intent "${tag}" is ${
+        Duration.format(window)
+      }. It has to be finite, and longer than nothing.`
+    )
+  }
+  return { concurrency, rateLimit: { limit: rateLimit.limit, window } }
 }
 
 const bothOf = "it has both a `partitionKey`, which orders it by its commit, and a `priority`. Drop one of them"

@@ -64,6 +64,9 @@ describe("make", () => {
     Intent.make("Keyed", { payload: { order: Schema.Int }, partitionKey: ({ order }) => order })
     // @ts-expect-error there is no such option
     Intent.make("Keyed", { payload: { order: Schema.Int }, attempts: 3 })
+    Intent.make("Keyed", { payload: {}, maxCrashes: 1, onExhausted: "block" })
+    // @ts-expect-error there is no such way
+    Intent.make("Keyed", { payload: {}, onExhausted: "stop" })
     // @ts-expect-error a schedule that fails can't say when
     Intent.make("Keyed", { payload: {}, retry: Schedule.forever.pipe(Schedule.tap(() => Effect.fail("no"))) })
   })
@@ -141,6 +144,23 @@ describe("toLayer", () => {
     expectTypeOf(SendReceipt.toLayer(() => send, { transactional: false })).toEqualTypeOf<
       Layer.Layer<Receipts, never, Mailer>
     >()
+  })
+
+  it("takes limits over all workers, for handlers of each kind", () => {
+    const limits = { concurrency: 2, rateLimit: { limit: 100, window: "1 minute" } } as const
+    expectTypeOf(limits).toExtend<Intent.LimitOptions>()
+    expectTypeOf(SendReceipt.toLayer(() => send, limits)).toEqualTypeOf<Layer.Layer<Receipts, never, Mailer>>()
+    expectTypeOf(SendReceipt.toLayer(() => send, { ...limits, transactional: true })).toEqualTypeOf<
+      Layer.Layer<Receipts, never, Mailer>
+    >()
+    expectTypeOf(SendReceipt.toLayerBatched(() => results, { ...limits, maxSize: 10, maxWait: "1 second" }))
+      .toEqualTypeOf<Layer.Layer<Receipts, never, Mailer>>()
+    // @ts-expect-error a rate is one of a time
+    SendReceipt.toLayer(() => send, { rateLimit: { limit: 100 } })
+    // @ts-expect-error it is no duration
+    SendReceipt.toLayer(() => send, { rateLimit: { limit: 100, window: "a while" } })
+    // @ts-expect-error there is no such option
+    SendReceipt.toLayer(() => send, { concurency: 2 })
   })
 
   it("gives the handler a payload and a delivery", () => {

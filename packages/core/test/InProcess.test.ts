@@ -238,6 +238,30 @@ describe("layerWith", () => {
       }
     }))
 
+  for (
+    const [name, limits] of Object.entries(
+      {
+        concurrency: { concurrency: 1 },
+        rateLimit: { rateLimit: { limit: 1, window: "1 second" } }
+      } as const
+    )
+  ) {
+    it.effect(`a handler with a ${name} over all workers is refused when the layer is built`, () =>
+      Effect.gen(function*() {
+        const batched = Greet.toLayerBatched(() => Effect.succeed([]), { maxSize: 1, maxWait: "1 second", ...limits })
+        for (const handler of [Greet.toLayer(() => Effect.void, limits), batched]) {
+          for (const engine of [Epilogue.layerWith(Greet), Epilogue.layerBackground({ intents: [Greet] })]) {
+            const exit = yield* Effect.exit(Effect.scoped(Layer.build(engine.pipe(Layer.provide(handler)))))
+            assert.strictEqual(
+              defectOf(exit),
+              `Error: Epilogue: the handler of "Greet" has a \`${name}\` over all workers, which takes a store. Use `
+                + "`Outbox.layer`, in memory over `OutboxStore.layerMemory`, and an `OutboxWorker`."
+            )
+          }
+        }
+      }))
+  }
+
   it.effect("two intents with one tag are refused when the layer is built", () =>
     Effect.gen(function*() {
       class Again extends Intent.make("Greet", { payload: {} }) {}

@@ -53,8 +53,46 @@ describe("make", () => {
         () => Greet.toLayerBatched(() => Effect.succeed([]), { maxSize: value, maxWait: "1 second" }),
         `Epilogue: the \`maxSize\` of intent "Greet" is ${value}. It has to be a positive integer.`
       )
+      assert.throws(
+        () => Intent.make("Bad", { payload, maxCrashes: value }),
+        `Epilogue: the \`maxCrashes\` of intent "Bad" is ${value}. It has to be a positive integer.`
+      )
+      const batch = { maxSize: 1, maxWait: "1 second" } as const
+      for (
+        const [name, limits] of [
+          ["concurrency", { concurrency: value }],
+          ["rateLimit.limit", { rateLimit: { limit: value, window: "1 second" } }]
+        ] as const
+      ) {
+        const message = `Epilogue: the \`${name}\` of intent "Greet" is ${value}. It has to be a positive integer.`
+        assert.throws(() => Greet.toLayer(() => Effect.void, limits), message)
+        assert.throws(() => Greet.toLayerBatched(() => Effect.succeed([]), { ...batch, ...limits }), message)
+      }
     })
   }
+
+  for (const window of ["0 millis", "-1 seconds", "Infinity"] as const) {
+    it(`a rate limit with a window of ${window} throws`, () => {
+      assert.throws(
+        () => Greet.toLayer(() => Effect.void, { rateLimit: { limit: 1, window } }),
+        /^Epilogue: the `rateLimit.window` of intent "Greet" is .*\. It has to be finite, and longer than nothing\.$/
+      )
+    })
+  }
+
+  it("a way to be exhausted that there is not throws", () => {
+    assert.throws(
+      // @ts-expect-error there is no such way
+      () => Intent.make("Bad", { payload, onExhausted: "stop" }),
+      `Epilogue: the \`onExhausted\` of intent "Bad" is stop. It has to be "continue" or "block".`
+    )
+  })
+
+  it("unless it says otherwise, an intent is a dead letter after 3 crashes, and its key goes on without it", () => {
+    assert.deepInclude(Greet.policy, { maxCrashes: 3, onExhausted: "continue" })
+    const { policy } = Intent.make("Other", { payload, maxCrashes: 1, onExhausted: "block" })
+    assert.deepInclude(policy, { maxCrashes: 1, onExhausted: "block" })
+  })
 
   it("an earlier version that is no positive integer throws", () => {
     assert.throws(
