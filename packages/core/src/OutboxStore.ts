@@ -221,7 +221,8 @@ export interface Session {
    *
    * Over all sessions that have not ended, no more is permitted than the limits say, and never less to a session than it
    * says that it runs. Of what several want, each has its share as they ask again and again; where there is less than one
-   * for each, they have it in turn. What a session wants counts until it asks again, or has not for one lease.
+   * for each, they have it in turn. What a session wants counts until it asks again, or has not for one lease. To one that
+   * was ended, nothing is permitted.
    */
   readonly permit: (
     wants: ReadonlyArray<{

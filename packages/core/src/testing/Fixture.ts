@@ -5,6 +5,7 @@ import * as SecureRandom from "effect/crypto/SecureRandom"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import type { SqlClient } from "effect/sql/SqlClient"
 import type { Appended, Envelope } from "../Envelope.ts"
@@ -102,10 +103,12 @@ export class Fixture {
   }
 
   /** Opens a session that the test closes. */
-  openClosable(): Effect.Effect<{ readonly session: Session; readonly close: Effect.Effect<void> }, IntentStoreError> {
+  openClosable(
+    subscriptions?: ReadonlyArray<Subscription>
+  ): Effect.Effect<{ readonly session: Session; readonly close: Effect.Effect<void> }, IntentStoreError> {
     return Effect.gen({ self: this }, function*() {
       const scope = yield* Scope.make()
-      const session = yield* Scope.provide(this.open(), scope)
+      const session = yield* Scope.provide(this.open(subscriptions), scope)
       return { session, close: Scope.close(scope, Exit.void) }
     })
   }
@@ -168,6 +171,11 @@ export const settle = Effect.fnUntraced(function*(
   equal(yield* session.settle(claimed.map((each) => settlement(each, ending))), [], "what was lost")
 })
 
+/** Puts on record that these have started, and checks that none is lost. */
+export const start = Effect.fnUntraced(function*(session: Session, ...claimed: ReadonlyArray<Claimed>) {
+  equal(yield* session.start(claimed), [], "what was lost")
+})
+
 export const succeed = (session: Session, ...claimed: ReadonlyArray<Claimed>): Effect.Effect<void, IntentStoreError> =>
   settle(session, { _tag: "Succeeded" }, ...claimed)
 
@@ -185,3 +193,18 @@ export const claimNothing = (session: Session): Effect.Effect<void, IntentStoreE
 
 export const isBetween = (value: number, low: number, high: number, what: string): void =>
   isTrue(value >= low && value <= high, `that ${what}, which is ${value}, is between ${low} and ${high}`)
+
+/** Lets wakes that are on their way arrive, until a moment passes without one. */
+export const quiet = (fixture: Fixture, session: Session): Effect.Effect<void, never, Scope.Scope> =>
+  Effect.flatMap(quietAndWaiting(fixture, session), Fiber.interrupt)
+
+/** As `quiet`, and answers with a fiber that waits for the next one. */
+export const quietAndWaiting = Effect.fnUntraced(function*(fixture: Fixture, session: Session) {
+  for (let wakesHeard = 0; wakesHeard < 20; wakesHeard++) {
+    const waiting = yield* Effect.forkScoped(session.wakes)
+    yield* fixture.pass(1)
+    if (waiting.pollUnsafe() === undefined) return waiting
+  }
+  isTrue(false, "that it is quiet when nothing comes")
+  return yield* Effect.never
+})

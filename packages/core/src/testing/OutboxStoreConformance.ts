@@ -30,9 +30,12 @@ import type * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type { Capabilities } from "../IntentSink.ts"
 import { OutboxStore } from "../OutboxStore.ts"
+import { crashes } from "./crashes.ts"
 import { deliveries } from "./deliveries.ts"
 import { Fixture } from "./Fixture.ts"
 import { leases } from "./leases.ts"
+import { limits } from "./limits.ts"
+import { operators } from "./operators.ts"
 import { ordering, priorities } from "./ordering.ts"
 import { randomHistories } from "./randomHistories.ts"
 import { settlements } from "./settlements.ts"
@@ -55,6 +58,8 @@ export interface SuiteOptions {
   readonly it: (name: string, test: () => Effect.Effect<void, unknown, Scope.Scope>) => void
   /** The store. It is built for each test, and what others left in it does not matter. */
   readonly layer: Layer.Layer<OutboxStore, unknown>
+  /** The same store, which keeps what was delivered for so long. Without it, that it does so is not tested. */
+  readonly layerKeeping?: ((keepDelivered: Duration.Duration) => Layer.Layer<OutboxStore, unknown>) | undefined
   /** What the store promises, which says which tests there are. */
   readonly capabilities: Capabilities
   /** Lets so much time pass, for the store and for the test: `TestClock.adjust`, or `Effect.sleep`. */
@@ -100,6 +105,9 @@ export const suite = (options: SuiteOptions): void => {
     ["settlements", true, settlements],
     ["leases", true, leases],
     ["wakes", true, wakes],
+    ["crashes", true, crashes],
+    ["limits", true, limits],
+    ["operators", true, operators],
     ["order by key", capabilities.ordered, ordering],
     ["priorities", capabilities.priorities, priorities],
     ["transactions", capabilities.transactional, transactions],

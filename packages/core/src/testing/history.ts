@@ -29,8 +29,16 @@ const ending = Schema.Literals([
   "Snoozed",
   "Undecodable",
   "Dead",
+  "Blocked",
+  "Blocked",
   "Released"
 ])
+
+/** What an operator means. */
+const of = Schema.Struct({
+  tag: Schema.Literals([0, 0, 1]),
+  which: Schema.Literals(["all", "key a", "key b", "the last three"])
+})
 
 /** One thing that happens. What can't happen where it stands is passed over. */
 export type Step = typeof Step.Type
@@ -48,17 +56,47 @@ const Settle = Schema.TaggedStruct("Settle", {
   ending,
   delay: Schema.Literals([0, 2, 5])
 })
-/** It stops beating for longer than its lease, and another worker ends its session. It does not know that yet. */
-const Crash = Schema.TaggedStruct("Crash", { worker, observer: worker })
+/**
+ * It stops beating for longer than its lease, and another worker ends its session. Then it goes on with a new session, or
+ * does not know that yet.
+ */
+const Crash = Schema.TaggedStruct("Crash", {
+  worker,
+  observer: worker,
+  /** What it does before. */
+  first: Schema.Literals(["nothing", "starts all", "starts all", "claims a suspect", "claims a suspect"]),
+  restarts: Schema.Boolean
+})
+const ClaimSuspect = Schema.TaggedStruct("ClaimSuspect", { worker })
+/** The session believes to run some of those that it was permitted. */
+const Permit = Schema.TaggedStruct("Permit", {
+  worker,
+  running: Schema.Literals([0, 1, 5]),
+  concurrency: Schema.Literals([0, 1, 2, 5]),
+  tokens: Schema.Literals([0, 1, 3, 5])
+})
 const Step = Schema.Union([
-  ...Array<typeof Append>(4).fill(Append),
-  ...Array<typeof Claim>(6).fill(Claim),
-  ...Array<typeof Settle>(6).fill(Settle),
+  ...Array<typeof Append>(7).fill(Append),
+  ...Array<typeof Claim>(10).fill(Claim),
+  ...Array<typeof Settle>(8).fill(Settle),
   /** A worker settles what another one believes to hold, or what it has settled before. */
   Schema.TaggedStruct("SettleWrongly", { worker, of: worker, ending }),
   Schema.TaggedStruct("SettleInTransaction", { worker, fate: Schema.Literals(["commits", "rolls back"]) }),
-  Crash,
-  Crash,
+  /** A worker puts on record that something has started, which it may have lost, or another one has. */
+  Schema.TaggedStruct("Start", { worker, of: worker, count: Schema.Literals([1, 2, 100]) }),
+  ...Array<typeof ClaimSuspect>(4).fill(ClaimSuspect),
+  ...Array<typeof Crash>(6).fill(Crash),
+  ...Array<typeof Permit>(4).fill(Permit),
+  /** Operators. */
+  Schema.TaggedStruct("Pause", { tag: Schema.Literals([0, 1]), partitionKey: Schema.Literals(["none", "a", "b"]) }),
+  Schema.TaggedStruct("Resume", { tag: Schema.Literals([0, 1]), partitionKey: Schema.Literals(["none", "a", "b"]) }),
+  Schema.TaggedStruct("Resume", { tag: Schema.Literals([0, 1]), partitionKey: Schema.Literals(["none"]) }),
+  Schema.TaggedStruct("Cancel", { of }),
+  Schema.TaggedStruct("Reject", { of }),
+  Schema.TaggedStruct("Retry", { of }),
+  Schema.TaggedStruct("Retry", { of }),
+  Schema.TaggedStruct("Purge", { of }),
+  Schema.TaggedStruct("Erase", { partitionKey: Schema.Literals(["a", "b"]), everyTag: Schema.Boolean }),
   /** It beats no longer. */
   Schema.TaggedStruct("Stop", { worker }),
   Schema.TaggedStruct("GoOn", { worker }),
@@ -76,13 +114,16 @@ const Step = Schema.Union([
 
 export type History = typeof History.Type
 
-const History = Schema.Array(Step).check(Schema.isMinLength(1), Schema.isMaxLength(60))
+const History = Schema.Array(Step).check(Schema.isMinLength(1), Schema.isMaxLength(70))
 
 /** Histories of a store that promises this. */
 export const histories = ({ ordered, priorities, transactional }: Capabilities): Arbitrary.Arbitrary<History> =>
   Arbitrary.map(Arbitrary.schema(History), (history) =>
     history.flatMap((step): History => {
       if (step._tag === "SettleInTransaction" && !transactional) return []
+      if (step._tag === "Settle" || step._tag === "SettleWrongly") {
+        return [{ ...step, ending: step.ending === "Blocked" && !ordered ? "Dead" : step.ending }]
+      }
       if (step._tag !== "Append") return [step]
       const items = step.items.map((item): Item => {
         const partitionKey = ordered ? item.partitionKey : "none"

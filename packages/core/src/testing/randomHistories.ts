@@ -8,12 +8,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import type { Appended, Envelope } from "../Envelope.ts"
-import type { Session, Subscription } from "../OutboxStore.ts"
+import type { Entry } from "../Operations.ts"
+import type { Session, Settlement, Subscription } from "../OutboxStore.ts"
 import { equal } from "./check.ts"
-import { claim, everything, Fixture, freshTag, settlement } from "./Fixture.ts"
+import { claim, type Ending, everything, Fixture, freshTag, settlement } from "./Fixture.ts"
 import { histories, type History, type Item, show, type Step } from "./history.ts"
 import type { SuiteOptions, Test } from "./OutboxStoreConformance.ts"
-import { type Held, type Moment, Reference, type Worker } from "./reference.ts"
+import { type Held, type Limits, type Meant, type Moment, Reference, type Worker } from "./reference.ts"
 
 export const randomHistories = (test: Test, options: SuiteOptions): void => {
   test("whatever happens, nothing is lost or made up, and all is counted right", (_, opened) =>
@@ -31,7 +32,7 @@ export const randomHistories = (test: Test, options: SuiteOptions): void => {
               return Effect.fail(shown)
             })
           ),
-        { runs: 500, size: 60, ...options.histories }
+        { runs: 500, size: 200, ...options.histories }
       )
       const { _tag } = result
       if (_tag === "Passed") return
@@ -80,8 +81,10 @@ const live = Effect.fnUntraced(function*(
     Effect.provideService(options.elapse(duration), Clock.Clock, clock)
   const fixture = makeFixture(elapse)
   const { store } = fixture
+  const { operations } = store
   const tags = [fixture.tag, freshTag()] as const
-  const reference = new Reference()
+  const limits: Limits = { concurrency: 3, tokens: 4, window: fixture.millis(8) }
+  const reference = new Reference(limits)
   const actors: Array<Actor> = []
   const everyone: Array<Actor> = []
 
@@ -115,7 +118,14 @@ const live = Effect.fnUntraced(function*(
   })
 
   const subscriptionsOf = (index: number): ReadonlyArray<Subscription> =>
-    tags.map((tag) => ({ tag, versions: index === 0 ? [1] : [1, 2] }))
+    tags.map((tag, ofTag) => ({
+      tag,
+      versions: index === 0 ? [1] : [1, 2],
+      perKey: index === 0 ? undefined : index + 1,
+      ...(ofTag === 0
+        ? { concurrency: limits.concurrency, rateLimit: { limit: limits.tokens, window: fixture.moments(8) } }
+        : {})
+    }))
 
   const beat = ({ model, session }: Actor) => timed(session.beat, (result, at) => reference.beat(model, result, at))
 
@@ -124,35 +134,78 @@ const live = Effect.fnUntraced(function*(
       actor.held.push(...reference.claim(actor.model, rows, claimed, at))
     })
 
-  const settleAs = (actor: Actor, list: ReadonlyArray<Held>, ending: Parameters<typeof settlement>[1]) => {
-    const settlements = list.map((held) => [held, settlement(held.claimed, ending)] as const)
+  const claimSuspectAs = (actor: Actor) =>
+    timed(actor.session.claimSuspect, (claimed, at) => {
+      actor.held.push(...reference.claimSuspect(actor.model, claimed, at))
+    })
+
+  const startAs = (actor: Actor, list: ReadonlyArray<Held>) =>
+    timed(
+      actor.session.start(list.map(({ claimed }) => claimed)),
+      (lost, at) => reference.start(actor.model, list, lost, at)
+    )
+
+  const settleAs = (actor: Actor, list: ReadonlyArray<Held>, endingFor: (index: number) => Ending) => {
+    const settlements = list.map((held, index) => [held, settlement(held.claimed, endingFor(index))] as const)
     return timed(
       actor.session.settle(settlements.map(([, each]) => each)),
       (lost, at) => reference.settle(actor.model, settlements, lost, at)
     )
   }
 
-  const endingOf = (_tag: (Step & { readonly _tag: "Settle" })["ending"], delay: number) => {
+  /** Settles some of what a worker believes to hold as a worker does: of a key from the first one on, and all if it fails. */
+  const settleSome = (actor: Actor, some: ReadonlyArray<Held>, ending: Ending) => {
+    const list: Array<Held> = []
+    const endings: Array<Ending> = []
+    const left = new Map<string, number>()
+    for (const { claimed } of some) left.set(keyOf(claimed), (left.get(keyOf(claimed)) ?? 0) + 1)
+    for (const held of actor.held) {
+      const key = keyOf(held.claimed)
+      const more = left.get(key)
+      if (more === undefined) continue
+      if (more === 0 && (ending._tag === "Succeeded" || held.claimed.partitionKey === undefined)) continue
+      list.push(held)
+      endings.push(more === 0 ? { _tag: "Released" } : ending)
+      left.set(key, ending._tag === "Succeeded" ? more - 1 : 0)
+    }
+    actor.held = actor.held.filter((held) => !list.includes(held))
+    actor.settled.push(...list)
+    return settleAs(actor, list, (index) => endings[index]!)
+  }
+
+  const endingOf = (_tag: (Step & { readonly _tag: "Settle" })["ending"], delay: number): Ending => {
     switch (_tag) {
       case "Failed":
       case "Undecodable":
-        return { _tag, delay, failure: "it failed" } as const
+        return { _tag, delay, failure: "it failed" }
       case "Snoozed":
-        return { _tag, delay } as const
+        return { _tag, delay }
       case "Dead":
-        return { _tag, reason: "rejected", failure: "it failed" } as const
+        return { _tag, reason: "crashed", failure: "it failed" }
+      case "Blocked":
+        return { _tag: "Dead", reason: "exhausted", failure: "it failed", blocksKey: true }
       case "Succeeded":
       case "Released":
-        return { _tag } as const
+        return { _tag }
     }
   }
+
+  // Whoever else is in the store has other keys.
+  const partitionKeyOf = (key: "none" | "a" | "b") => key === "none" ? undefined : `${key} of ${fixture.tag}`
+
+  /** What an operator means, and how the model is told of it. */
+  const meantBy = ({ tag, which }: (Step & { readonly _tag: "Cancel" })["of"]): Meant => ({
+    tag: tags[tag],
+    partitionKey: which === "key a" ? partitionKeyOf("a") : which === "key b" ? partitionKeyOf("b") : undefined,
+    ids: which === "the last three" ? Array.from(reference.intents.keys()).slice(-3) : undefined
+  })
 
   const envelopeOf = ({ delay, idempotencyKey, partitionKey, priority, remember, tag, version }: Item): Envelope =>
     fixture.envelope({
       tag: tags[tag],
       version,
       priority,
-      partitionKey: partitionKey === "none" ? undefined : partitionKey,
+      partitionKey: partitionKeyOf(partitionKey),
       idempotencyKey: idempotencyKey === "none" ? undefined : idempotencyKey,
       remember: fixture.millis(remember),
       delay: delay === 0 ? undefined : fixture.millis(delay)
@@ -206,17 +259,19 @@ const live = Effect.fnUntraced(function*(
         return yield* append(each)
       case "Claim":
         return yield* claimAs(actors[each.worker]!, each.rows)
+      case "ClaimSuspect":
+        return yield* claimSuspectAs(actors[each.worker]!)
+      case "Start":
+        return yield* startAs(actors[each.worker]!, actors[each.of]!.held.slice(0, each.count))
       case "Settle": {
         const actor = actors[each.worker]!
         const { count, isFromLast } = each
-        const list = isFromLast ? actor.held.slice(-count) : actor.held.slice(0, count)
-        actor.held = actor.held.filter((held) => !list.includes(held))
-        actor.settled.push(...list)
-        return yield* settleAs(actor, list, endingOf(each.ending, fixture.millis(each.delay)))
+        const some = isFromLast ? actor.held.slice(-count) : actor.held.slice(0, count)
+        return yield* settleSome(actor, some, endingOf(each.ending, fixture.millis(each.delay)))
       }
       case "SettleWrongly": {
         const list = actors[each.of]![each.worker === each.of ? "settled" : "held"]
-        return yield* settleAs(actors[each.worker]!, list, endingOf(each.ending, 0))
+        return yield* settleAs(actors[each.worker]!, list, () => endingOf(each.ending, 0))
       }
       case "SettleInTransaction": {
         const { model, session, held: [held] } = actors[each.worker]!
@@ -250,10 +305,16 @@ const live = Effect.fnUntraced(function*(
         yield* timed(actor.close, (_, at) => reference.close(actor.model, at))
         return yield* open(each.worker, subscriptionsOf(each.worker))
       }
-      case "Crash":
-        actors[each.worker]!.model.beats = false
+      case "Crash": {
+        const actor = actors[each.worker]!
+        if (each.first === "starts all") yield* startAs(actor, actor.held)
+        if (each.first === "claims a suspect") yield* claimSuspectAs(actor)
+        actor.model.beats = false
         yield* pass(16)
-        return yield* recover(actors[each.observer]!)
+        yield* recover(actors[each.observer]!)
+        if (each.restarts) yield* open(each.worker, subscriptionsOf(each.worker))
+        return
+      }
       case "Recover":
         return yield* recover(actors[each.worker]!)
       case "Pass":
@@ -261,26 +322,92 @@ const live = Effect.fnUntraced(function*(
       case "SetClock":
         offset += fixture.millis(each.moments)
         return
-      case "Count":
-        return yield* Effect.forEach(
-          tags,
-          (tag) => timed(fixture.depth(tag), (depth, at) => reference.count(depth, at)),
-          { discard: true }
+      case "Permit": {
+        const { model, session } = actors[each.worker]!
+        const want = { ...each, tag: tags[0], running: Math.min(each.running, model.slots) }
+        return yield* timed(session.permit([want]), ([permit], at) => reference.permit(model, want, permit!, at))
+      }
+      case "Pause":
+      case "Resume": {
+        const isPaused = each._tag === "Pause"
+        const pause = { tag: tags[each.tag], partitionKey: partitionKeyOf(each.partitionKey) }
+        return yield* timed(
+          isPaused ? operations.pause(pause) : operations.resume(pause),
+          (_, at) => reference.pause(pause.tag, pause.partitionKey, isPaused, at)
         )
+      }
+      case "Cancel": {
+        const of = meantBy(each.of)
+        return yield* timed(operations.cancel(of), (count, at) => reference.cancel(of, count, at))
+      }
+      case "Reject": {
+        const of = meantBy(each.of)
+        return yield* timed(operations.reject(of, "no longer"), (count, at) => reference.reject(of, count, at))
+      }
+      case "Retry": {
+        const of = meantBy(each.of)
+        return yield* timed(operations.retry(of), (count, at) => reference.retry(of, count, at))
+      }
+      case "Purge": {
+        const of = meantBy(each.of)
+        return yield* timed(operations.purge(of), (count, at) => reference.purge(of, count, at))
+      }
+      case "Erase": {
+        const key = { tag: each.everyTag ? undefined : tags[0], partitionKey: partitionKeyOf(each.partitionKey)! }
+        return yield* timed(
+          operations.erase(key),
+          (count, at) => reference.erase({ ...key, ids: undefined }, count, at)
+        )
+      }
+      case "Count":
+        return yield* Effect.forEach(tags, count, { discard: true })
+    }
+  })
+
+  const count = Effect.fnUntraced(function*(tag: string) {
+    yield* timed(fixture.depth(tag), (depth, at) => reference.count(depth, at))
+    const entries: Array<Entry> = []
+    const all = Effect.gen(function*() {
+      let after: string | undefined
+      do {
+        const page = yield* operations.list({ tag }, { limit: 4, after })
+        entries.push(...page.entries)
+        after = page.next
+      } while (after !== undefined)
+    })
+    yield* timed(all, (_, at) => reference.list(tag, entries, at))
+    for (const id of Array.from(reference.intents.keys()).slice(-10)) {
+      yield* timed(operations.blocks(id), (blocks, at) => reference.blocks(id, blocks, at))
     }
   })
 
   /** In the end, all that is left is delivered. */
   const drain = Effect.gen(function*() {
     for (const actor of everyone) yield* timed(actor.close, (_, at) => reference.close(actor.model, at))
+    for (const tag of tags) {
+      for (const key of ["none", "a", "b"] as const) {
+        yield* step({ _tag: "Resume", tag: tag === tags[0] ? 0 : 1, partitionKey: key })
+      }
+    }
+    for (const tag of [0, 1] as const) yield* step({ _tag: "Retry", of: { tag, which: "all" } })
     offset += fixture.millis(1_000)
-    yield* fixture.pass(6)
-    yield* open(0, tags.map((tag) => ({ tag, versions: [1, 2] })))
-    const [last] = actors as [Actor]
+    yield* fixture.pass(9)
+    yield* open(2, subscriptionsOf(2))
+    const last = actors[2]!
+    // Nobody else wants any, and the window has passed.
+    const want = { tag: tags[0], running: 0, concurrency: 9, tokens: 9 }
+    yield* timed(last.session.permit([want]), ([permit], at) => {
+      reference.permit(last.model, want, permit!, at)
+      equal([permit!.concurrency, permit!.tokens], [limits.concurrency, limits.tokens], "what one has that is alone")
+    })
     for (let before = -1; before !== reference.left.length;) {
       before = reference.left.length
       yield* claimAs(last, everything.rows)
-      yield* settleAs(last, last.held, { _tag: "Succeeded" })
+      for (let suspects = -1; suspects !== last.held.length;) {
+        suspects = last.held.length
+        yield* claimSuspectAs(last)
+      }
+      yield* settleAs(last, last.held, () => ({ _tag: "Succeeded" }))
       last.held = []
     }
     equal(reference.left, [], "what was never delivered")
@@ -298,3 +425,7 @@ const live = Effect.fnUntraced(function*(
     yield* Effect.catchCause(drain, (cause) => Effect.die(new Error(`at the end: ${Cause.pretty(cause)}`)))
   }).pipe(Effect.provideService(Clock.Clock, steppedClock))
 })
+
+/** Of one key, or without one each by itself. */
+const keyOf = ({ id, partitionKey, tag }: Settlement["claimed"]): string =>
+  partitionKey === undefined ? id : `${tag} ${partitionKey}`

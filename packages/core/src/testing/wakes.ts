@@ -3,16 +3,16 @@
  */
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import type { Session } from "../OutboxStore.ts"
-import { equal, isTrue } from "./check.ts"
+import { equal } from "./check.ts"
 import {
   claim,
   claimExactly,
   claimNothing,
   claimOne,
   everything,
-  type Fixture,
   idsOf,
+  quiet,
+  quietAndWaiting,
   settle,
   sorted,
   succeed
@@ -193,16 +193,3 @@ export const wakes = (test: Test, { capabilities }: SuiteOptions): void => {
       yield* claimNothing(session)
     }))
 }
-
-/** Lets wakes that are on their way arrive, until a moment passes without one. */
-const quiet = (fixture: Fixture, session: Session) => Effect.flatMap(quietAndWaiting(fixture, session), Fiber.interrupt)
-
-const quietAndWaiting = Effect.fnUntraced(function*(fixture: Fixture, session: Session) {
-  for (let wakesHeard = 0; wakesHeard < 20; wakesHeard++) {
-    const waiting = yield* Effect.forkScoped(session.wakes)
-    yield* fixture.pass(1)
-    if (waiting.pollUnsafe() === undefined) return waiting
-  }
-  isTrue(false, "that it is quiet when nothing comes")
-  return yield* Effect.never
-})

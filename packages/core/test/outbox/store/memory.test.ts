@@ -10,10 +10,11 @@ OutboxStoreConformance.suite({
   describe,
   it: it.effect,
   layer: OutboxStore.layerMemory,
+  layerKeeping: (keepDelivered) => OutboxStore.layerMemoryWith({ keepDelivered }),
   capabilities: { durable: false, transactional: false, ordered: true, priorities: true },
   elapse: TestClock.adjust,
   moment: Duration.seconds(1),
-  histories: { runs: 3_000 }
+  histories: { runs: 1_500 }
 })
 
 const envelope = (id: string, tag: string): Envelope => ({
