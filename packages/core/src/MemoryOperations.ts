@@ -5,6 +5,7 @@
  */
 import type * as Effect from "effect/Effect"
 import type { MemoryPermits } from "./MemoryPermits.ts"
+import type { MemoryRemembered } from "./MemoryRemembered.ts"
 import {
   type DeadLetter,
   type Delivered,
@@ -30,11 +31,17 @@ interface Found {
   readonly endedAt: number | undefined
 }
 
+/** What the store consists of. */
+interface Parts {
+  readonly rows: MemoryRows
+  readonly permits: MemoryPermits
+  readonly remembered: MemoryRemembered
+  readonly holders: ReadonlySet<Holder>
+}
+
 export const makeOperations = (
   operation: Operate,
-  rows: MemoryRows,
-  permits: MemoryPermits,
-  holders: ReadonlySet<Holder>,
+  { holders, permits, remembered, rows }: Parts,
   counts: Effect.Effect<ReadonlyArray<Depth>>
 ): Operations => {
   const all = (millis: number): ReadonlyArray<Found> => [
@@ -156,10 +163,7 @@ export const makeOperations = (
       change(states, { partitionKey, tag }, (found) => {
         cancel(found.filter(({ endedAt }) => endedAt === undefined))
         purge(found.filter(({ endedAt }) => endedAt !== undefined))
-        rows.forgetIn(
-          tag === undefined ? rows.tags.values() : [rows.tagOf(tag)],
-          (remembered) => remembered.partitionKey === partitionKey
-        )
+        remembered.erase(partitionKey, tag)
       }),
     pause: ({ partitionKey, tag }) => operation(() => rows.pause(tag, partitionKey)),
     resume: ({ partitionKey, tag }) => operation(() => rows.resume(tag, partitionKey)),

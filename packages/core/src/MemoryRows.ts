@@ -88,15 +88,8 @@ export interface Tag {
   /** By version, highest priority first. Without empty levels. */
   readonly levels: Map<number, Array<Level>>
   readonly lanes: Map<string, Lane>
-  readonly remembered: Map<string, Remembered>
   readonly pausedKeys: Set<string>
   isPaused: boolean
-}
-
-interface Remembered {
-  readonly id: string
-  readonly partitionKey: string | undefined
-  readonly until: number
 }
 
 export interface DeadLetter {
@@ -124,9 +117,7 @@ export class MemoryRows {
   private delayed: Array<Row> = []
   private delivered: Array<Delivered> = []
   private sequence = 0
-  private remembered = 0
-  private sweepAt = sweepFrom
-  private pruneAt = sweepFrom
+  private pruneAt = pruneFrom
 
   private readonly keptMillis: number
   private readonly onReady: (row: Row) => void
@@ -146,7 +137,6 @@ export class MemoryRows {
       name,
       levels: new Map(),
       lanes: new Map(),
-      remembered: new Map(),
       pausedKeys: new Set(),
       isPaused: false
     }
@@ -394,7 +384,7 @@ export class MemoryRows {
   /** What is kept of deliveries. */
   deliveredBy(millis: number): ReadonlyArray<Delivered> {
     this.delivered = this.delivered.filter(({ at }) => at + this.keptMillis > millis)
-    this.pruneAt = Math.max(sweepFrom, this.delivered.length * 2)
+    this.pruneAt = Math.max(pruneFrom, this.delivered.length * 2)
     return this.delivered
   }
 
@@ -469,37 +459,9 @@ export class MemoryRows {
       if (lane !== undefined) this.goOn(lane, false)
     }
   }
-
-  // What is remembered -----------------------------------------------------------------------------------------------
-
-  /** The intent that was there first with an idempotency key. Without one, `envelope` is it from now on. */
-  remember({ id, idempotencyKey, partitionKey, remember, tag }: Envelope, dueAt: number, millis: number): string {
-    if (idempotencyKey === undefined) return id
-    if (this.remembered > this.sweepAt) this.sweep(millis)
-    const { remembered } = this.tagOf(tag)
-    const first = remembered.get(idempotencyKey)
-    if (first !== undefined && first.until > millis) return first.id
-    if (first === undefined) this.remembered++
-    remembered.set(idempotencyKey, { id, partitionKey, until: dueAt + remember })
-    return id
-  }
-
-  /** Forgets the idempotency keys whose time is over, before there are twice as many as are needed. */
-  private sweep(millis: number): void {
-    this.forgetIn(this.tags.values(), ({ until }) => until <= millis)
-    this.sweepAt = Math.max(sweepFrom, this.remembered * 2)
-  }
-
-  forgetIn(tags: Iterable<Tag>, isOver: (remembered: Remembered) => boolean): void {
-    for (const { remembered } of tags) {
-      for (const [key, each] of remembered) {
-        if (isOver(each) && remembered.delete(key)) this.remembered--
-      }
-    }
-  }
 }
 
-const sweepFrom = 1_000
+const pruneFrom = 1_000
 
 const peek = ({ head }: MutableList.MutableList<Row>): Row | undefined => head?.array[head.offset]
 

@@ -12,6 +12,7 @@ import type { Appended, Envelope } from "./Envelope.ts"
 import { type Capabilities, IntentStoreError } from "./IntentSink.ts"
 import { makeOperations } from "./MemoryOperations.ts"
 import { MemoryPermits } from "./MemoryPermits.ts"
+import { MemoryRemembered } from "./MemoryRemembered.ts"
 import {
   hasExpired,
   type Holder,
@@ -66,6 +67,7 @@ export const make = (
     const keptMillis = Duration.toMillis(Duration.fromInputUnsafe(options?.keepDelivered ?? 0))
     const rows = new MemoryRows(keptMillis, wakeFor, signalAll)
     const permits = new MemoryPermits(wakeHolder)
+    const remembered = new MemoryRemembered()
 
     const operation: Operate = (run) =>
       Clock.clockWith((clock) => {
@@ -85,7 +87,7 @@ export const make = (
       operation(({ millis }) =>
         envelopes.map((envelope): Appended => {
           const dueAt = dueAtOf(envelope, millis)
-          const id = rows.remember(envelope, dueAt, millis)
+          const id = remembered.firstWith(envelope, dueAt, millis)
           if (id !== envelope.id) return { id, duplicate: true }
           rows.add(envelope, dueAt, millis)
           return { id, duplicate: false }
@@ -360,7 +362,7 @@ export const make = (
       return Array.from(all.values())
     })
 
-    const operations = makeOperations(operation, rows, permits, holders, depths)
+    const operations = makeOperations(operation, { rows, permits, remembered, holders }, depths)
 
     return { name, capabilities, append, wake, open, operations, depths }
   })

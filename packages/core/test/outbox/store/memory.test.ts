@@ -1,8 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { OutboxStore } from "@epilogue/core"
+import { IntentSink, OutboxStore } from "@epilogue/core"
 import type { Envelope } from "@epilogue/core/IntentSink"
 import { OutboxStoreConformance } from "@epilogue/core/testing"
-import { Clock, Duration, Effect } from "effect"
+import { Clock, Duration, Effect, Layer } from "effect"
 import { TestClock } from "effect/testing"
 
 OutboxStoreConformance.suite({
@@ -46,6 +46,13 @@ const idsOf = (claimed: ReadonlyArray<OutboxStore.Claimed>) => claimed.map(({ id
 
 const everything = { rows: 100, bytes: 1e6 }
 
+/** A clock of which somebody has set the time on the wall. */
+const setBy = (clock: TestClock.TestClock, hours: number): Clock.Clock => ({
+  ...clock,
+  currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + hours * 3_600_000,
+  currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe() + BigInt(hours) * 3_600_000_000_000n
+})
+
 it.effect("what is released goes before what came after it", () =>
   Effect.gen(function*() {
     const session = yield* open("a")
@@ -69,11 +76,7 @@ it.effect("a clock on the wall that is set neither ends a lease nor prolongs it"
     const clock = yield* TestClock.testClockWith(Effect.succeed)
     const [session, observer] = [yield* open("a"), yield* open("a")]
     const set = <A, E, R>(effect: Effect.Effect<A, E, R>, hours: number) =>
-      Effect.provideService(effect, Clock.Clock, {
-        ...clock,
-        currentTimeMillisUnsafe: () => clock.currentTimeMillisUnsafe() + hours * 3_600_000,
-        currentTimeNanosUnsafe: () => clock.currentTimeNanosUnsafe() + BigInt(hours) * 3_600_000_000_000n
-      })
+      Effect.provideService(effect, Clock.Clock, setBy(clock, hours))
     yield* append(envelope("1", "a"))
     assert.deepStrictEqual(idsOf(yield* session.claim(everything)), ["1"])
     for (const hours of [1, -1]) {
@@ -84,4 +87,38 @@ it.effect("a clock on the wall that is set neither ends a lease nor prolongs it"
     }
     yield* TestClock.adjust("10 seconds")
     assert.strictEqual(yield* set(observer.recover, -1), 1)
+  }).pipe(Effect.provide(OutboxStore.layerMemory)))
+
+it.effect("a codec is one of both the sink and the store that it is set for, and leaves what is stored as it is", () =>
+  Effect.gen(function*() {
+    const codec: IntentSink.Codec = { encode: () => Effect.succeed("encoded"), decode: () => Effect.succeed("decoded") }
+    yield* Effect.gen(function*() {
+      const [sink, store] = [yield* IntentSink.IntentSink, yield* OutboxStore.OutboxStore]
+      assert.strictEqual(sink.codec, codec)
+      assert.strictEqual(store.codec, codec)
+      const session = yield* open("a")
+      yield* sink.append([envelope("1", "a")])
+      assert.deepStrictEqual((yield* session.claim(everything)).map(({ payload }) => payload), ["{}"])
+    }).pipe(Effect.provide(OutboxStore.layerCodec(codec).pipe(Layer.provide(OutboxStore.layerMemory))))
+  }))
+
+it.effect("a rate's clock is one that nobody sets", () =>
+  Effect.gen(function*() {
+    const clock = yield* TestClock.testClockWith(Effect.succeed)
+    const store = yield* OutboxStore.OutboxStore
+    const session = yield* store.open({
+      subscriptions: [{ tag: "a", versions: [1], rateLimit: { limit: 4, window: Duration.seconds(4) } }],
+      lease: Duration.minutes(1)
+    })
+    const tokensAt = (hours: number) =>
+      session.permit([{ tag: "a", running: 0, concurrency: 0, tokens: 9 }]).pipe(
+        Effect.map(([permit]) => permit!.tokens),
+        Effect.provideService(Clock.Clock, setBy(clock, hours))
+      )
+    assert.strictEqual(yield* tokensAt(0), 4)
+    assert.strictEqual(yield* tokensAt(1), 0)
+    assert.strictEqual(yield* tokensAt(-1), 0)
+    yield* TestClock.adjust("2 seconds")
+    assert.strictEqual(yield* tokensAt(-1), 2)
+    assert.strictEqual(yield* tokensAt(0), 0)
   }).pipe(Effect.provide(OutboxStore.layerMemory)))
