@@ -2,6 +2,7 @@
  * A worker that dies while it runs something makes that, and only that, a suspect.
  */
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import type { IntentStoreError } from "../IntentSink.ts"
 import type { Claimed, Session } from "../OutboxStore.ts"
 import { equal, isTrue } from "./check.ts"
@@ -14,6 +15,7 @@ import {
   everything,
   type Fixture,
   idsOf,
+  quietAndWaiting,
   settle,
   settlement,
   sorted,
@@ -150,6 +152,22 @@ export const crashes = (test: Test, { capabilities }: SuiteOptions): void => {
       equal(yield* told(observer), [true, false], "whether there is a suspect once it is released")
       yield* succeed(observer, yield* claimSuspect(observer))
       equal(yield* told(observer), [false, false], "whether there is a suspect in the end")
+    }))
+
+  test("a session wakes for a suspect: when it becomes one, and when another session releases it", (fixture) =>
+    Effect.gen(function*() {
+      const [dead, observer, session] = [yield* fixture.openMortal(), yield* fixture.open(), yield* fixture.open()]
+      yield* fixture.append(fixture.envelope())
+      yield* start(dead, yield* claimOne(dead))
+      yield* fixture.outlive(observer)
+      const waiting = yield* quietAndWaiting(fixture, session)
+      equal(yield* observer.recover, 1, "what was freed")
+      yield* Fiber.join(waiting)
+      const suspect = yield* claimSuspect(observer)
+      const waitingAgain = yield* quietAndWaiting(fixture, session)
+      yield* settle(observer, { _tag: "Released" }, suspect)
+      yield* Fiber.join(waitingAgain)
+      yield* claimSuspect(session)
     }))
 
   test("who has lost a delivery can't put its start on record", (fixture) =>

@@ -109,7 +109,8 @@ export const limits = (test: Test): void => {
       equal(yield* slots(fixture, observer, 2, 3), 2, "what is left while nobody has ended the other")
       equal(yield* observer.recover, 0, "what was freed")
       equal(yield* slots(fixture, observer, 2, 3), 3, "what is left when it is ended")
-      equal(yield* slots(fixture, dead, 0, 1), 0, "what the ended one has")
+      equal(yield* slots(fixture, observer, 0, 0), 0, "what one has that wants nothing")
+      equal(yield* slots(fixture, dead, 0, 1), 0, "what the ended one has, of all there is")
     }))
 
   test("a limit is one of its tag", (fixture) =>
