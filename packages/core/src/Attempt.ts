@@ -18,8 +18,9 @@ import * as Tracer from "effect/Tracer"
 import { isTraced } from "./Deferred.ts"
 import { Delivery, handleBatch, type HandlerService } from "./Handler.ts"
 import { type Any, Rejected, Snoozed } from "./Intent.ts"
+import type { Codec } from "./IntentSink.ts"
 import type { OfTag } from "./Metrics.ts"
-import type { Claimed, Settlement } from "./OutboxStore.ts"
+import type { Claimed, DeathReason, Settlement } from "./OutboxStore.ts"
 
 /** A typed intent that a worker delivers. */
 export interface Known {
@@ -30,6 +31,21 @@ export interface Known {
 
 /** What came of a handler. One that is transactional has settled its delivery itself, or has lost it. */
 type Handled = Exit.Exit<unknown, unknown> | "settled" | "lost"
+
+/** What came of a delivery: how to settle it, unless it is settled, or lost. */
+export type Ended = Settlement | "settled" | "lost"
+
+/** How payloads are read. */
+export interface Reading {
+  readonly codec: Codec | undefined
+  /** How long one that can't be read is put off. */
+  readonly grace: Duration.Duration
+}
+
+/** Who wants to know that a handler has ended by itself. From then on, nothing is to interrupt its delivery. */
+export interface Progress {
+  isOver: boolean
+}
 
 /** Runs what a handler does with a delivery, in the handler's context. */
 export type Handle = (
@@ -42,15 +58,30 @@ export type Handle = (
 const looksPerGrace = 20
 const seldom = 5 * 60_000
 
-/** Attempts one delivery. Answers with how to settle it, or with nothing if it is settled, or lost. */
+/** Attempts one delivery. */
 export const attemptOne = (
+  known: Known & { readonly handler: { readonly _tag: "Single" } },
+  claimed: Claimed,
+  reading: Reading,
+  handle: Handle,
+  progress: Progress
+): Effect.Effect<Ended> =>
+  reading.codec === undefined
+    ? attemptRead(known, claimed, known.intent.decode(claimed.payload, claimed.version), reading, handle, progress)
+    : Effect.flatMap(
+      read(known, claimed, reading.codec),
+      (payload) => attemptRead(known, claimed, payload, reading, handle, progress)
+    )
+
+const attemptRead = (
   { handler, intent, metrics }: Known & { readonly handler: { readonly _tag: "Single" } },
   claimed: Claimed,
-  grace: Duration.Duration,
-  handle: Handle
-): Effect.Effect<ReadonlyArray<Settlement>> => {
-  const payload = intent.decode(claimed.payload, claimed.version)
-  if (Exit.isFailure(payload)) return Effect.map(unreadable(claimed, payload.cause, grace, metrics), Array.of)
+  payload: Exit.Exit<unknown, unknown>,
+  reading: Reading,
+  handle: Handle,
+  progress: Progress
+): Effect.Effect<Ended> => {
+  if (Exit.isFailure(payload)) return unreadable(claimed, payload.cause, intent, reading, metrics)
   const delivery = deliveryOf(claimed, payload.value)
   return Effect.withFiber((fiber) => {
     const limited = limit(Effect.suspend(() => handler.handle(payload.value, delivery)), intent)
@@ -59,14 +90,12 @@ export const attemptOne = (
       Effect.setContext(handle(handler, claimed, traced), contextOf(fiber, handler)),
       metrics,
       1,
-      (handled): Effect.Effect<ReadonlyArray<Settlement>> => {
-        if (handled === "lost") {
-          metrics.lost.updateUnsafe(1, fiber.context)
-          return Effect.succeed([])
-        }
+      progress,
+      (handled): Effect.Effect<Ended> => {
+        if (handled === "lost") return lose(metrics)
         return handled === "settled"
-          ? Effect.as(settle(claimed, Exit.void, intent, metrics), [])
-          : Effect.map(settle(claimed, handled, intent, metrics), Array.of)
+          ? Effect.as(settle(claimed, Exit.void, intent, metrics), handled)
+          : settle(claimed, handled, intent, metrics)
       }
     )
   })
@@ -74,18 +103,35 @@ export const attemptOne = (
 
 /** Attempts a batch of one intent. Answers with how to settle each. */
 export const attemptBatch = (
+  known: Known & { readonly handler: { readonly _tag: "Batched" } },
+  batch: ReadonlyArray<Claimed>,
+  reading: Reading,
+  progress: Progress
+): Effect.Effect<ReadonlyArray<Settlement>> => {
+  const { codec } = reading
+  return Effect.flatMap(
+    codec === undefined
+      ? Effect.sync(() => batch.map(({ payload, version }) => known.intent.decode(payload, version)))
+      : Effect.forEach(batch, (claimed) => read(known, claimed, codec), { concurrency: decodings }),
+    (payloads) => attemptBatchRead(known, batch, payloads, reading, progress)
+  )
+}
+
+const attemptBatchRead = (
   { handler, intent, metrics }: Known & { readonly handler: { readonly _tag: "Batched" } },
   batch: ReadonlyArray<Claimed>,
-  grace: Duration.Duration
+  payloads: ReadonlyArray<Exit.Exit<unknown, unknown>>,
+  reading: Reading,
+  progress: Progress
 ): Effect.Effect<ReadonlyArray<Settlement>> =>
   Effect.withFiber((fiber) => {
     const readable: Array<Claimed> = []
     const deliveries: Array<Delivery> = []
     const rest: Array<Effect.Effect<Settlement>> = []
-    for (const claimed of batch) {
-      const payload = intent.decode(claimed.payload, claimed.version)
+    for (const [index, claimed] of batch.entries()) {
+      const payload = payloads[index]!
       if (Exit.isFailure(payload)) {
-        rest.push(unreadable(claimed, payload.cause, grace, metrics))
+        rest.push(unreadable(claimed, payload.cause, intent, reading, metrics))
       } else {
         readable.push(claimed)
         deliveries.push(deliveryOf(claimed, payload.value))
@@ -94,13 +140,48 @@ export const attemptBatch = (
     if (readable.length === 0) return Effect.all(rest)
     const handled = Effect.setContext(limit(handleBatch(handler, deliveries), intent), contextOf(fiber, handler))
     const traced = isTraced(fiber, false) ? trace(handled, readable) : handled
-    return measured(Effect.exit(traced), metrics, readable.length, (exit) =>
+    return measured(Effect.exit(traced), metrics, readable.length, progress, (exit) =>
       Effect.all([
         ...readable.map((claimed, index) =>
           settle(claimed, Exit.isFailure(exit) ? exit : exit.value[index]!, intent, metrics)
         ),
         ...rest
       ]))
+  })
+
+/** How many payloads of a batch a codec decodes at once. */
+const decodings = 16
+
+/** Reads a payload that the store's codec has encoded. That it can't is the same as that the schema can't. */
+const read = (
+  { intent }: Known,
+  claimed: Claimed,
+  codec: Codec
+): Effect.Effect<Exit.Exit<unknown, unknown>> =>
+  Effect.map(
+    Effect.exit(Effect.suspend(() => codec.decode(claimed.payload, claimed))),
+    (stored) => Exit.isFailure(stored) ? stored : intent.decode(stored.value, claimed.version)
+  )
+
+/** Nothing is to be settled of a delivery whose lease was lost. */
+export const lose = (metrics: OfTag): Effect.Effect<"lost"> =>
+  Effect.withFiber(({ context }) => {
+    metrics.lost.updateUnsafe(1, context)
+    return Effect.succeed("lost")
+  })
+
+/** Ends a delivery, without making it, that too many workers have died of. */
+export const bury = ({ intent, metrics }: Known, claimed: Claimed): Effect.Effect<Settlement> =>
+  Effect.withFiber(({ context }) => {
+    metrics.crashed.updateUnsafe(1, context)
+    return die(
+      claimed,
+      "crashed",
+      `${claimed.crashes} ${claimed.crashes === 1 ? "worker" : "workers"} died while running it, and nothing else`,
+      Cause.empty,
+      intent,
+      metrics
+    )
   })
 
 const deliveryOf = ({ crashes, enqueuedAt, failures, id }: Claimed, payload: unknown): Delivery =>
@@ -150,6 +231,7 @@ const measured = <A, B>(
   handled: Effect.Effect<A>,
   metrics: OfTag,
   deliveries: number,
+  progress: Progress,
   then: (exit: A) => Effect.Effect<B>
 ): Effect.Effect<B> =>
   Effect.withFiber((fiber) => {
@@ -157,7 +239,8 @@ const measured = <A, B>(
     const start = clock.monotonicTimeNanosUnsafe()
     metrics.inFlight.modifyUnsafe(deliveries, fiber.context)
     return Effect.flatMap(
-      Effect.onExitPrimitive(handled, () => {
+      Effect.onExitPrimitive(handled, (exit) => {
+        progress.isOver = Exit.isSuccess(exit)
         metrics.inFlight.modifyUnsafe(-deliveries, fiber.context)
         metrics.handler.updateUnsafe(Number(clock.monotonicTimeNanosUnsafe() - start) / 1e9, fiber.context)
         return undefined
@@ -175,7 +258,7 @@ const settle = (
   Effect.catchCause(judge(claimed, exit, intent, metrics), (cause) => {
     const failure = "The handler failed, and then its failure could not be dealt with"
     const settlement: Settlement = claimed.failures + 1 >= intent.policy.maxAttempts
-      ? { _tag: "Dead", claimed, reason: "exhausted", failure }
+      ? dead(claimed, "exhausted", failure, intent)
       : { _tag: "Failed", claimed, delay: defaultDelay, failure }
     return Effect.as(log("Error", claimed, failure, cause), settlement)
   })
@@ -224,12 +307,12 @@ const judge = (
       return Effect.succeed<Settlement>({ _tag: "Snoozed", claimed, delay: bounded(Duration.toMillis(error.duration)) })
     }
     metrics.failed.updateUnsafe(1, fiber.context)
-    if (error instanceof Rejected) return bury(claimed, "rejected", exit.cause, metrics)
+    if (error instanceof Rejected) return dieOf(claimed, "rejected", exit.cause, intent, metrics)
     const { maxAttempts, retry } = intent.policy
     const attempt = claimed.failures + 1
-    if (attempt >= maxAttempts) return bury(claimed, "exhausted", exit.cause, metrics)
+    if (attempt >= maxAttempts) return dieOf(claimed, "exhausted", exit.cause, intent, metrics)
     return Effect.flatMap(delayAfter(retry, attempt), (asked) => {
-      if (asked === undefined) return bury(claimed, "exhausted", exit.cause, metrics)
+      if (asked === undefined) return dieOf(claimed, "exhausted", exit.cause, intent, metrics)
       const delay = bounded(asked)
       return Effect.as(
         log(
@@ -250,35 +333,55 @@ const longest = Duration.toMillis(Duration.days(3653))
 
 const bounded = (delay: number): number => Math.min(Math.max(0, delay), longest)
 
-const bury = (
+const dieOf = (
   claimed: Claimed,
-  reason: (Settlement & { readonly _tag: "Dead" })["reason"],
+  reason: DeathReason,
   cause: Cause.Cause<unknown>,
+  intent: Any,
+  metrics: OfTag
+): Effect.Effect<Settlement> => die(claimed, reason, describe(cause), cause, intent, metrics)
+
+const die = (
+  claimed: Claimed,
+  reason: DeathReason,
+  failure: string,
+  cause: Cause.Cause<unknown>,
+  intent: Any,
   metrics: OfTag
 ): Effect.Effect<Settlement> =>
   Effect.withFiber((fiber) => {
     metrics.dead.updateUnsafe(1, fiber.context)
     return Effect.as(
       log("Error", claimed, `Intent "${claimed.tag}" is a dead letter: ${deaths[reason]}`, cause),
-      { _tag: "Dead", claimed, reason, failure: describe(cause) }
+      dead(claimed, reason, failure, intent)
     )
   })
 
-const deaths = {
+const dead = (claimed: Claimed, reason: DeathReason, failure: string, { policy }: Any): Settlement => ({
+  _tag: "Dead",
+  claimed,
+  reason,
+  failure,
+  blocksKey: claimed.partitionKey !== undefined && policy.onExhausted === "block"
+})
+
+const deaths: { readonly [Reason in DeathReason]: string } = {
   exhausted: "no attempts are left",
   rejected: "its handler rejected it",
-  undecodable: "no worker could read its payload"
+  undecodable: "no worker could read its payload",
+  crashed: "too many workers died of it"
 }
 
 /** In a rolling deploy, a payload that is not readable here may be so for a newer worker. */
 const unreadable = (
   claimed: Claimed,
   cause: Cause.Cause<unknown>,
-  grace: Duration.Duration,
+  intent: Any,
+  { grace }: Reading,
   metrics: OfTag
 ): Effect.Effect<Settlement> => {
   const left = Duration.toMillis(grace) - (claimed.undecodableFor ?? 0)
-  if (left <= 0) return bury(claimed, "undecodable", cause, metrics)
+  if (left <= 0) return dieOf(claimed, "undecodable", cause, intent, metrics)
   return Effect.withFiber((fiber) => {
     metrics.undecodable.updateUnsafe(1, fiber.context)
     return Effect.as(

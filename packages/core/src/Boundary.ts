@@ -159,7 +159,9 @@ class Boundary {
     const end = (exit: Exit.Exit<unknown, unknown>) => this.end(exit)
     const bounded = transact === undefined
       ? Effect.onExitPrimitive(body, end)
-      : Effect.uninterruptibleMask((restore) => Effect.onExitPrimitive(transact(body, restore), end))
+      : Effect.uninterruptibleMask((restore) =>
+        Effect.onExitPrimitive(transact(body, restore, () => this.isAwaited), end)
+      )
     // The value that the error carries is the one that the core returned.
     return bounded as Effect.Effect<A, E | EpilogueError<A> | CommitError, Exclude<R, Deferred>>
   }
@@ -186,12 +188,17 @@ class Boundary {
     return Effect.withFiber((fiber) =>
       Effect.flatMap(this.queue.end() ?? Effect.void, () => {
         const committed = this.committed = this.commit()
-        if (committed.isEmpty && !this.queue.hasHooks) return Effect.void
+        if (!this.isAwaited) return Effect.void
         const awaited = Effect.forEach(Sql.openIn(fiber.context), (each) => this.awaitCommit(each), { discard: true })
         const stored = this.engine.typed?.seal?.(committed.registered, Sql.openIn(this.context))
         return stored === undefined ? awaited : Effect.andThen(stored, awaited)
       })
     )
+  }
+
+  /** Whether anything that the core has left waits to learn whether it commits. */
+  private get isAwaited(): boolean {
+    return this.committed?.isEmpty !== true || this.queue.hasHooks
   }
 
   private awaitCommit(transaction: Sql.Open): Effect.Effect<void> {

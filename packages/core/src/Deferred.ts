@@ -148,14 +148,16 @@ export type Observe = (
  * **Details**
  *
  * It is called uninterruptibly. `restore` makes what it is given interruptible again, if the caller was: the core and
- * the wait for a connection have to be.
+ * the wait for a connection have to be. Once the core has succeeded, `isAwaited` says whether an intent or a hook waits
+ * to learn of the commit. Without it, something does.
  *
  * @category models
  * @since 0.1.0
  */
 export type Transact = <A, E, R>(
   core: Effect.Effect<A, E, R>,
-  restore: <A2, E2, R2>(effect: Effect.Effect<A2, E2, R2>) => Effect.Effect<A2, E2, R2>
+  restore: <A2, E2, R2>(effect: Effect.Effect<A2, E2, R2>) => Effect.Effect<A2, E2, R2>,
+  isAwaited?: () => boolean
 ) => Effect.Effect<A, E | CommitError, R>
 
 /**

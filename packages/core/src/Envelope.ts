@@ -46,6 +46,11 @@ export interface Appended {
   readonly id: string
   /** Whether nothing was added, because its `idempotencyKey` is remembered. */
   readonly duplicate: boolean
+  /**
+   * What `Outbox.transactionMark` told in the statement that added it: it saves the boundary a statement. One answer of
+   * all that are given together is enough.
+   */
+  readonly transaction?: string | undefined
 }
 
 /**

@@ -46,6 +46,9 @@ const ofTag = (tag: string) => {
     snoozed: deliveries("snoozed"),
     dead: deliveries("dead"),
     undecodable: deliveries("undecodable"),
+    /** Besides `dead`. */
+    crashed: deliveries("crashed"),
+    recalled: deliveries("recalled"),
     lost: deliveries("lost"),
     /** Deliveries under way. */
     inFlight: Metric.gauge("epilogue.deliveries.in_flight", { attributes }),

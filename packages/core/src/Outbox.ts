@@ -3,13 +3,14 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { Committed } from "./Committed.ts"
 import type { Fate, Registered, Transact, Typed } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
 import type { Envelope } from "./Envelope.ts"
-import { IntentSink, type IntentStoreError } from "./IntentSink.ts"
+import { type Codec, IntentSink, IntentStoreError } from "./IntentSink.ts"
 import * as Metrics from "./Metrics.ts"
 import { CommitError } from "./Outcome.ts"
 import { transactWith } from "./SqlTransaction.ts"
@@ -32,6 +33,8 @@ export const layerOptions = (options?: EngineOptions): Layer.Layer<Epilogue, nev
  * writes and the intents it defers commit together, or not at all, whatever dies when. The intents of a boundary are
  * one statement, just before the `COMMIT`. Everything else is as with `SqlEpilogue.layer`. That they cannot be stored is
  * a `CommitError`, and nothing is committed.
+ *
+ * A store's codec encodes each payload before it is stored. That it can't is a `CommitError` as well.
  *
  * In reports, the outcome of a typed intent is `Enqueued`, with its id. Of a duplicate, the id is that of the first.
  *
@@ -88,13 +91,43 @@ const wake = (sink: IntentSink.Service, committed: Committed, from: number): Eff
 const append = (
   sink: IntentSink.Service,
   registered: ReadonlyArray<Registered>
-): Effect.Effect<void, IntentStoreError> =>
-  registered.length === 0
-    ? Effect.void
-    : Effect.map(
-      sink.append(registered.map(({ envelope }) => envelope!)),
-      (appended) => registered.forEach((each, index) => each.appended = appended[index])
-    )
+): Effect.Effect<void, IntentStoreError> => {
+  if (registered.length === 0) return Effect.void
+  const envelopes = registered.map(({ envelope }) => envelope!)
+  return Effect.map(
+    sink.codec === undefined
+      ? sink.append(envelopes)
+      : Effect.flatMap(encodeWith(sink.codec, envelopes), (encoded) => sink.append(encoded)),
+    (appended) => registered.forEach((each, index) => each.appended = appended[index])
+  )
+}
+
+/** How many payloads a codec encodes at once, while a transaction waits for it. */
+const encodings = 16
+
+const encodeWith = (
+  codec: Codec,
+  envelopes: ReadonlyArray<Envelope>
+): Effect.Effect<ReadonlyArray<Envelope>, IntentStoreError> =>
+  Effect.forEach(
+    envelopes,
+    (envelope) =>
+      Effect.suspend(() => codec.encode(envelope.payload, envelope)).pipe(
+        Effect.map((payload) => ({ ...envelope, payload })),
+        Effect.catchCause((cause) =>
+          Cause.hasInterruptsOnly(cause)
+            ? Effect.interrupt
+            : Effect.fail(
+              new IntentStoreError({
+                message:
+                  `The codec could not encode the payload of intent "${envelope.tag}" with the id ${envelope.id}.`,
+                cause: Cause.squash(cause)
+              })
+            )
+        )
+      ),
+    { concurrency: encodings }
+  )
 
 const typedOver = (sink: IntentSink.Service): Typed => {
   const perform: Typed["perform"] = (registered) => append(sink, [registered])

@@ -42,9 +42,10 @@ import type { HandlerService } from "./Handler.ts"
 import type { Any, HandlerOf } from "./Intent.ts"
 import { IntentStoreError } from "./IntentSink.ts"
 import * as Metrics from "./Metrics.ts"
+import { persistently } from "./Outage.ts"
 import { engineOver } from "./Outbox.ts"
-import { type Claimed, OutboxStore, type Session } from "./OutboxStore.ts"
-import { persistently, Work } from "./Work.ts"
+import { type Claimed, OutboxStore, type Session, type Subscription } from "./OutboxStore.ts"
+import { Work } from "./Work.ts"
 
 /**
  * What a worker can be told.
@@ -122,7 +123,7 @@ export const layer = <const Intents extends ReadonlyArray<Any>>(
     const closing = Latch.makeUnsafe(false)
     const opened = Deferred.makeUnsafe<void, IntentStoreError>()
     const openSession = store.open({
-      subscriptions: options.intents.map(({ _tag, versions }) => ({ tag: _tag, versions })),
+      subscriptions: Array.from(known.values(), subscriptionOf),
       lease
     })
 
@@ -132,7 +133,7 @@ export const layer = <const Intents extends ReadonlyArray<Any>>(
         concurrency,
         lease,
         drainTimeout: Duration.fromInputUnsafe(options.drainTimeout ?? "30 seconds"),
-        decodeGrace: Duration.fromInputUnsafe(options.decodeGrace ?? "1 hour"),
+        reading: { codec: store.codec, grace: Duration.fromInputUnsafe(options.decodeGrace ?? "1 hour") },
         claimBytes,
         handle: handleWith(store, session, options),
         context
@@ -173,6 +174,17 @@ const leastLease = 100
 
 /** How long a worker rests that has lost its session. */
 const pause = Duration.millis(200)
+
+/** How many deliveries of one partition key are claimed at once. */
+const perKey = 100
+
+const subscriptionOf = ({ handler, intent }: Known): Subscription => ({
+  tag: intent._tag,
+  versions: intent.versions,
+  // A batch never has two of one key: they would not be one after the other.
+  perKey: handler._tag === "Batched" ? 1 : perKey,
+  ...handler.limits
+})
 
 const refuse = (what: string): Effect.Effect<never, IntentStoreError> =>
   Effect.fail(new IntentStoreError({ message: `Epilogue: ${what}.` }))

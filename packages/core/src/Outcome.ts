@@ -113,8 +113,8 @@ export const isEpilogueError = (u: unknown): u is EpilogueError<unknown> => hasP
  * **Details**
  *
  * `outcome` is `"discarded"` where the database answered that nothing was committed: running the program again is
- * safe. It is `"unknown"` where no such answer came, as when the connection broke while `COMMIT` was under way: the
- * rows may be there, so look before you run it again.
+ * safe. It is `"unknown"` where no such answer came, as when the connection broke while `COMMIT` was under way, and it
+ * could not be found out: the rows may be there, so look before you run it again.
  *
  * @category errors
  * @since 0.1.0

@@ -8,7 +8,7 @@ import * as Layer from "effect/Layer"
 import * as SqlClient from "effect/sql/SqlClient"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
 import { type Handled, typedIn } from "./InProcess.ts"
-import { transactWith } from "./SqlTransaction.ts"
+import { type TransactionOptions, transactWith } from "./SqlTransaction.ts"
 
 /**
  * Options of `layerOptions`.
@@ -16,7 +16,7 @@ import { transactWith } from "./SqlTransaction.ts"
  * @category models
  * @since 0.1.0
  */
-export interface SqlOptions<Intents extends ReadonlyArray<Handled> = []> extends EngineOptions {
+export interface SqlOptions<Intents extends ReadonlyArray<Handled> = []> extends EngineOptions, TransactionOptions {
   /** The typed intents that it handles, as `layerWith` does. Defaults to none. */
   readonly intents?: Intents | undefined
 }
@@ -35,7 +35,7 @@ export const layerOptions = <const Intents extends ReadonlyArray<Handled> = []>(
     Effect.gen(function*() {
       const client = yield* SqlClient.SqlClient
       const typed = options.intents === undefined ? undefined : yield* typedIn(options.intents)
-      return make({ onFailure: options.onFailure, client, transact: transactWith(client), typed })
+      return make({ onFailure: options.onFailure, client, transact: transactWith(client, options), typed })
     })
   )
 
@@ -49,7 +49,9 @@ export const layerOptions = <const Intents extends ReadonlyArray<Handled> = []>(
  * epilogue runs after the outermost `COMMIT`.
  *
  * If `BEGIN` or `COMMIT` fails, no intent runs and `atomic` fails with a `CommitError`, which says whether the database
- * may have committed all the same. If the core fails, the caller gets the core's own cause, also where the `ROLLBACK`
+ * may have committed all the same. Where the connection breaks before the `COMMIT` is answered, PostgreSQL is asked on
+ * another one what became of the transaction of a boundary with intents or hooks: if it has committed, the boundary goes
+ * on as if nothing had happened. `commitTimeout` limits how long that takes. If the core fails, the caller gets the core's own cause, also where the `ROLLBACK`
  * fails after it, as it does on a broken connection.
  *
  * Set an isolation level with `SqlClient.BeginTransaction` around the boundary.

@@ -5,29 +5,57 @@
  */
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import { hasProperty } from "effect/Predicate"
 import type * as SqlClient from "effect/sql/SqlClient"
 import { isSqlError } from "effect/sql/SqlError"
+import { isAnswer } from "./CommitStatus.ts"
 import type { Transact } from "./Deferred.ts"
 import { CommitError } from "./Outcome.ts"
+import { TransactionConnection } from "./TransactionConnection.ts"
 
-type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+/**
+ * Options of the engines whose boundaries are SQL transactions.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TransactionOptions {
+  /**
+   * How long to look for what became of a `COMMIT` whose answer was lost, on PostgreSQL 15 or later. After it, or with
+   * `0`, the outcome is `"unknown"`. Defaults to 10 seconds.
+   *
+   * To be able to, a boundary with intents or rollback hooks asks for the id of its transaction before the `COMMIT`,
+   * where its intents were not stored in one: that is one more statement. With `0` it does not.
+   */
+  readonly commitTimeout?: Duration.Input | undefined
+}
 
 /** Makes the core of a boundary a transaction of `client`, or a savepoint inside one. */
-export const transactWith =
-  (client: SqlClient.SqlClient): Transact => <A, E, R>(core: Effect.Effect<A, E, R>, restore: Restore) =>
+export const transactWith = (client: SqlClient.SqlClient, options?: TransactionOptions): Transact => {
+  const timeout = Duration.fromInputUnsafe(options?.commitTimeout ?? "10 seconds")
+  const canLook = client.onDialectOrElse({ pg: () => true, orElse: () => false }) && !Duration.isZero(timeout)
+  return <A, E, R>(core: Effect.Effect<A, E, R>, restore: Restore, isAwaited?: () => boolean) =>
     Effect.withFiber<A, E | CommitError, R>((fiber) => {
       let ended: Exit.Exit<A, E> | undefined
       let isCommitted = false
-      const body = Effect.onExitPrimitive(core, (exit) => {
-        ended = exit
-        return Exit.isSuccess(exit) ? client.afterCommit(Effect.sync(() => void (isCommitted = true))) : undefined
-      })
       // A savepoint waits for no connection, so nothing has to be able to interrupt it on its way in or out.
       const isNested = Context.getOrUndefined(fiber.context, client.transactionService) !== undefined
-      const transaction = isNested ? client.withTransaction(restore(body)) : restore(client.withTransaction(body))
+      const connection = canLook && !isNested
+        ? new TransactionConnection(client, timeout, restore, fiber.context, isAwaited)
+        : undefined
+      const body = Effect.onExitPrimitive(core, (exit) => {
+        ended = exit
+        if (Exit.isFailure(exit)) return undefined
+        if (connection !== undefined) connection.isEnding = true
+        return client.afterCommit(Effect.sync(() => void (isCommitted = true)))
+      })
+      const transaction = connection !== undefined
+        ? connection.around(client.withTransaction(restore(body)))
+        : isNested
+        ? client.withTransaction(restore(body))
+        : restore(client.withTransaction(body))
       return Effect.catchCause(transaction, (cause): Effect.Effect<A, E | CommitError> => {
         if (ended !== undefined && (Exit.isFailure(ended) || isCommitted)) {
           return Effect.andThen(warn(cause, ended), ended)
@@ -35,10 +63,15 @@ export const transactWith =
         // Interrupted while it waited for a connection, or at the very end of the core: `COMMIT` was not sent.
         if (Cause.hasInterruptsOnly(cause)) return Effect.failCause(cause as Cause.Cause<never>)
         const error = Cause.squash(cause)
-        const outcome = ended === undefined || isProofOfAbort(error) ? "discarded" : "unknown"
+        const outcome = ended === undefined || connection?.isAborted === true || isProofOfAbort(error)
+          ? "discarded"
+          : "unknown"
         return Effect.fail(new CommitError({ cause: error, outcome, message: `${advice[outcome]} ${reasonOf(error)}` }))
       })
     })
+}
+
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 const advice: { readonly [Outcome in CommitError["outcome"]]: string } = {
   discarded: "The transaction did not commit, and no intent has run. It is safe to run the program again.",
@@ -66,14 +99,8 @@ const warn = (cause: Cause.Cause<unknown>, ended: Exit.Exit<unknown, unknown>): 
     )
 }
 
-/**
- * Only an error or a `ROLLBACK` that the server answered to `COMMIT` proves that nothing is committed. A connection that
- * breaks, or a server that shuts down (SQLSTATE classes 08 and 57P), proves nothing.
- */
-const isProofOfAbort = (error: unknown): boolean => {
-  if (!isSqlError(error) || error.reason._tag === "ConnectionError") return false
-  const { cause, operation } = error.reason
-  const code = hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : ""
+/** Only an error or a `ROLLBACK` that the server answered to `COMMIT` proves that nothing is committed. */
+const isProofOfAbort = (error: unknown): boolean =>
   // The driver has no SQLSTATE for a `COMMIT` that the server answered with `ROLLBACK`, but its own operation.
-  return operation === "commit" || (/^[0-9FHPX][0-9A-Z]{4}$/.test(code) && !/^(08|57P)/.test(code))
-}
+  isAnswer(error)
+  || (isSqlError(error) && error.reason._tag !== "ConnectionError" && error.reason.operation === "commit")

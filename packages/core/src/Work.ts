@@ -12,10 +12,16 @@ import * as Fiber from "effect/Fiber"
 import { constVoid } from "effect/Function"
 import * as Latch from "effect/Latch"
 import * as Random from "effect/Random"
-import * as Schedule from "effect/Schedule"
-import { attemptBatch, attemptOne, type Handle, type Known } from "./Attempt.ts"
-import type { IntentStoreError } from "./IntentSink.ts"
-import type { Claimed, Session, Settlement } from "./OutboxStore.ts"
+import * as Semaphore from "effect/Semaphore"
+import { attemptBatch, attemptOne, bury, type Ended, type Handle, type Known, lose, type Reading } from "./Attempt.ts"
+import { Backlog } from "./Backlog.ts"
+import { GroupCommit } from "./GroupCommit.ts"
+import { Batch, bytesOf, type Job, Run } from "./Job.ts"
+import { Limits } from "./Limits.ts"
+import { persistently } from "./Outage.ts"
+import type { Beat, Claimed, Session, Settlement } from "./OutboxStore.ts"
+import { Slot, underWayIn } from "./Slot.ts"
+import { Suspects } from "./Suspects.ts"
 
 /** What a session's work is given. */
 export interface WorkOptions {
@@ -23,27 +29,18 @@ export interface WorkOptions {
   readonly concurrency: number
   readonly lease: Duration.Duration
   readonly drainTimeout: Duration.Duration | undefined
-  readonly decodeGrace: Duration.Duration
+  readonly reading: Reading
   readonly claimBytes: number
   readonly handle: Handle
   /** Where metrics go. */
   readonly context: Context.Context<never>
 }
 
-/** What one fiber takes on at a time. */
-type Job = Claimed | Batch
-
-/** Deliveries for a batched handler. */
-class Batch {
-  readonly tag: string
-  readonly deliveries: Array<Claimed> = []
-  constructor(tag: string) {
-    this.tag = tag
-  }
-}
-
-/** The most deliveries that are held at once, but for those that are under way. */
+/** The most deliveries that wait for a slot, and the most that are held at all, but for those that wait for their key. */
 const maxRows = 1000
+const maxHeld = 2000
+/** Of what was claimed with others of its key and waits for these, there may be so many times as much as may else wait. */
+const behindPart = 3
 /** What is held is about what is delivered in this time, so that a slow worker does not sit on what others could do. */
 const heldMillis = 250
 /** Of its lease, a worker that can't confirm its beat uses no more than this part. */
@@ -51,37 +48,35 @@ const confirmedPart = 0.75
 const pollListening = Duration.seconds(5)
 const pollOtherwise = Duration.seconds(1)
 
-const reconnecting = Schedule.min([Schedule.exponential("100 millis"), Schedule.spaced("5 seconds")]).pipe(
-  Schedule.jittered
-)
-
 export class Work {
   private readonly session: Session
   private readonly options: WorkOptions
-  private jobs: Array<Job> = []
-  private next = 0
-  private readonly batches = new Map<string, Batch>()
-  private readonly running = new Set<Job>()
-  private settlements: Array<Settlement> = []
-  /** How many deliveries are claimed and wait, and how many of them are under way. */
-  private waiting = 0
+  private readonly backlog: Backlog
+  private readonly slots: ReadonlyArray<Slot>
+  /** How many slots have a job. */
+  private busy = 0
+  /** How many deliveries are under way. */
   private underWay = 0
-  /** About how many bytes of payload wait. */
-  private waitingBytes = 0
+  /** About how many bytes of payload wait for others of their key that are under way. */
+  private behindBytes = 0
   /** How long a delivery takes of late, in milliseconds. */
   private duration = Infinity
   private readonly leastRows: number
   private rows: number
   /** When the store last confirmed the lease. */
   private confirmedAt = 0
-  private now: () => number = () => 0
+  private clock: Clock.Clock | undefined
+  private readonly commit: GroupCommit
+  private readonly limits: Limits
+  private readonly suspects: Suspects
+  /** Taken by a claim, and by what is to run alone. */
+  private readonly claiming = Semaphore.makeUnsafe(1)
   private readonly mayFind = Latch.makeUnsafe(true)
   private readonly wantsMore = Latch.makeUnsafe(true)
   private readonly hasJobs = Latch.makeUnsafe(false)
-  private readonly hasSettlements = Latch.makeUnsafe(false)
   private readonly hasExpired = Latch.makeUnsafe(false)
+  private readonly beatsSoon = Latch.makeUnsafe(false)
   private readonly isIdle = Latch.makeUnsafe(true)
-  private readonly isSettled = Latch.makeUnsafe(true)
   private readonly lost = Deferred.makeUnsafe<void>()
 
   constructor(session: Session, options: WorkOptions) {
@@ -90,23 +85,43 @@ export class Work {
     const sizes = Array.from(options.known.values(), ({ handler }) => handler._tag === "Batched" ? handler.maxSize : 1)
     this.leastRows = options.concurrency * 2 * Math.max(...sizes, 1)
     this.rows = this.leastRows
+    this.slots = Array.from({ length: options.concurrency }, () => new Slot())
+    this.commit = new GroupCommit(session, this.slots, {
+      onFlush: () => this.balance(),
+      onLost: ({ tag }) => options.known.get(tag)!.metrics.lost.updateUnsafe(1, options.context),
+      onStale: (slot) => {
+        // One that settles in its own transaction finds out by itself, and may just have done so.
+        const { handler } = options.known.get(slot.job!.tag)!
+        if (!(handler._tag === "Single" && handler.isTransactional)) slot.interrupt()
+      }
+    })
+    this.limits = new Limits(session, options.known.values(), options.concurrency, this.now)
+    this.backlog = new Backlog(options.known, this.limits)
+    this.suspects = new Suspects(session, options.lease, {
+      now: this.now,
+      isFree: () => this.busy === 0 && this.backlog.size === 0,
+      alone: (effect) => this.alone(effect),
+      rest: this.rest,
+      deliver: (suspect) => this.deliverAlone(suspect),
+      beat: () => this.beatsSoon.openUnsafe()
+    })
   }
+
+  /** Milliseconds of a clock that nobody sets. */
+  private readonly now = (): number => Number(this.clock!.monotonicTimeNanosUnsafe()) / 1e6
 
   /** Works until `closing`, and then drains; or until the session is lost. */
   until(closing: Effect.Effect<void>): Effect.Effect<"closed" | "lost"> {
     return Effect.gen({ self: this }, function*() {
-      const clock = yield* Clock.Clock
-      this.now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+      this.clock = yield* Clock.Clock
       this.confirmedAt = this.now()
       // Nobody waits for them but `stop`, which does not wait for ever.
       const fork = (loop: Effect.Effect<void>) => Effect.forkDetach(this.guard(loop))
-      const runners = yield* Effect.forEach(
-        Array.from({ length: this.options.concurrency }),
-        () => fork(this.deliverAll)
-      )
-      const claimers = [yield* fork(this.claimAll), yield* fork(this.listen)]
+      const runners = yield* Effect.forEach(this.slots, (slot) => fork(this.keepRunning(slot)))
+      const claimers = [yield* fork(this.claimAll), yield* fork(this.listen), yield* fork(this.suspects.isolateAll)]
+      if (!this.limits.isEmpty) claimers.push(yield* fork(this.keepLimits))
       const others = [
-        yield* fork(this.settleAll),
+        yield* fork(this.commit.flushAll),
         yield* fork(this.beatAll),
         yield* fork(this.watchLease),
         yield* fork(this.recoverAll)
@@ -140,39 +155,55 @@ export class Work {
   /** Lets what runs end, hands back the rest, and settles all of it. */
   private drain(runners: ReadonlyArray<Fiber.Fiber<void>>): Effect.Effect<void> {
     return Effect.gen({ self: this }, function*() {
-      const waiting = [...this.jobs.slice(this.next), ...this.batches.values()]
-      this.jobs = []
-      this.next = 0
-      this.batches.clear()
-      this.settle(waiting.flatMap(deliveriesOf).map(release))
+      this.handBackAll()
       const { drainTimeout } = this.options
       yield* drainTimeout === undefined ? this.isIdle.await : Effect.timeoutOption(this.isIdle.await, drainTimeout)
       yield* this.stop(runners)
-      this.settle(Array.from(this.running).flatMap(deliveriesOf).map(release))
-      yield* this.isSettled.await
+      for (const slot of this.slots) this.leave(slot)
+      yield* this.commit.isSettled.await
     })
   }
+
+  // What waits -------------------------------------------------------------------------------------------------------
 
   /** Claims whenever there is something to find, and room for it. */
   private readonly claimAll: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
     while (true) {
       yield* this.wantsMore.await
       yield* this.mayFind.await
-      this.adapt()
-      // It may have turned out that this worker is slower than it was.
-      if (!this.wantsMore.isOpen()) continue
-      this.mayFind.closeUnsafe()
-      const rows = this.rows - this.waiting - this.underWay
-      const bytes = this.options.claimBytes - this.waitingBytes
-      const claimed = yield* persistently("claim", Effect.suspend(() => this.session.claim({ rows, bytes })))
-      if (claimed.length === 0) continue
-      // There may be more. The claim that finds nothing says that there is not.
-      this.mayFind.openUnsafe()
-      for (const [batch, maxWait] of this.take(claimed)) {
-        yield* Effect.forkChild(Effect.andThen(Effect.sleep(maxWait), Effect.sync(() => this.cut(batch))))
-      }
+      yield* this.claiming.withPermit(this.claim)
     }
   })
+
+  private readonly claim: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
+    this.adapt()
+    // It may have turned out that this worker is slower than it was, or it had to wait for what runs alone.
+    if (!this.wantsMore.isOpen() || !this.mayFind.isOpen()) return
+    this.mayFind.closeUnsafe()
+    const { claimBytes, known } = this.options
+    const tags = this.limits.reserve((tag) => this.backlog.roomOf(tag))
+    const limit = { rows: this.room, bytes: claimBytes - this.backlog.bytes, tags }
+    const isLimited = tags?.size === known.size && Array.from(tags.values()).every((quota) => quota < 1)
+    const claimed = isLimited ? [] : yield* persistently("claim", Effect.suspend(() => this.session.claim(limit)))
+    this.limits.claimed(claimed)
+    if (claimed.length === 0) return
+    // There may be more. The claim that finds nothing says that there is not.
+    this.mayFind.openUnsafe()
+    const begun = this.backlog.take(claimed)
+    this.balance()
+    for (const [batch, maxWait] of begun) {
+      const cut = Effect.sync(() => {
+        this.backlog.cut(batch)
+        this.balance()
+      })
+      yield* Effect.forkChild(Effect.andThen(Effect.sleep(maxWait), cut))
+    }
+  })
+
+  /** How many deliveries more are welcome. */
+  private get room(): number {
+    return Math.min(this.rows, maxHeld - this.commit.size) - this.backlog.size - this.underWay
+  }
 
   /** Holds as many as are delivered in a while, so that a slow worker leaves the rest to others. */
   private adapt(): void {
@@ -181,61 +212,32 @@ export class Work {
     this.balance()
   }
 
+  /** Lets runners run while there are jobs, and the claimer claim while few wait. */
+  private balance(): void {
+    if (this.backlog.hasJobs) this.hasJobs.openUnsafe()
+    else this.hasJobs.closeUnsafe()
+    const { claimBytes } = this.options
+    const isLow = this.backlog.size <= this.rows / 4
+    const hasBytes = this.backlog.bytes < claimBytes && this.behindBytes < claimBytes * behindPart
+    if (isLow && this.room > 0 && hasBytes) this.wantsMore.openUnsafe()
+    else this.wantsMore.closeUnsafe()
+  }
+
+  private release(claimed: ReadonlyArray<Claimed>): void {
+    this.commit.settleAll(claimed.map(released))
+  }
+
   /** Leaves to others what a worker that has become slow has claimed while it was fast. */
   private handBack(): void {
     this.adapt()
-    if (this.waiting <= this.rows * 2) return
-    const kept = this.jobs.slice(this.next, this.next + this.rows)
-    const rest = this.jobs.slice(this.next + this.rows).flatMap(deliveriesOf)
-    this.jobs = kept
-    this.next = 0
-    this.waiting -= rest.length
-    this.waitingBytes -= sizeOf(rest)
-    this.settle(rest.map(release))
+    if (this.backlog.size > this.rows * 2) this.release(this.backlog.removeBeyond(this.rows))
   }
 
-  /** Makes jobs of what was claimed. Answers with the batches that were begun, and how long they may wait. */
-  private take(claimed: ReadonlyArray<Claimed>): ReadonlyArray<readonly [Batch, Duration.Duration]> {
-    const begun: Array<readonly [Batch, Duration.Duration]> = []
-    this.waiting += claimed.length
-    this.waitingBytes += sizeOf(claimed)
-    if (this.next > 0) this.jobs = this.jobs.slice(this.next)
-    this.next = 0
-    for (const each of claimed) {
-      const { tag } = each
-      const { handler } = this.options.known.get(tag)!
-      if (handler._tag === "Single") {
-        this.jobs.push(each)
-        continue
-      }
-      let batch = this.batches.get(tag)
-      if (batch === undefined) {
-        batch = new Batch(tag)
-        this.batches.set(tag, batch)
-        begun.push([batch, handler.maxWait])
-      }
-      if (batch.deliveries.push(each) >= handler.maxSize) this.cut(batch)
-    }
+  /** Leaves to others all that has not begun. */
+  private handBackAll(): void {
+    this.release(this.backlog.removeAll())
+    for (const { job } of this.slots) if (job instanceof Run) job.end = Math.min(job.end, job.next + 1)
     this.balance()
-    return begun
-  }
-
-  /** Makes a job of what a batch has so far. */
-  private cut(batch: Batch): void {
-    if (this.batches.get(batch.tag) !== batch) return
-    this.batches.delete(batch.tag)
-    this.jobs.push(batch)
-    this.balance()
-  }
-
-  /** Lets runners run while there are jobs, and the claimer claim while few wait. */
-  private balance(): void {
-    if (this.next < this.jobs.length) this.hasJobs.openUnsafe()
-    else this.hasJobs.closeUnsafe()
-    const isLow = this.waiting <= this.rows / 4
-    const hasRoom = this.waiting + this.underWay < this.rows && this.settlements.length < maxRows
-    if (isLow && hasRoom && this.waitingBytes < this.options.claimBytes) this.wantsMore.openUnsafe()
-    else this.wantsMore.closeUnsafe()
   }
 
   /** Hears of what may be due. */
@@ -243,102 +245,265 @@ export class Work {
     Effect.whileLoop({
       while: () => true,
       body: () => this.session.wakes,
-      step: () => this.mayFind.openUnsafe()
+      step: () => {
+        this.limits.hear()
+        this.mayFind.openUnsafe()
+      }
     })
   )
 
-  /** One of the fibers that deliver. */
-  private readonly deliverAll: Effect.Effect<void> = Effect.suspend(() =>
-    Effect.whileLoop<unknown, never, never>({
-      while: () => true,
-      body: () => {
-        const job = this.jobs[this.next]
-        if (job === undefined) return this.hasJobs.await
-        this.next++
-        return this.deliver(job)
-      },
-      step: constVoid
-    })
-  )
-
-  private deliver(job: Job): Effect.Effect<void> {
-    const { decodeGrace, handle, known } = this.options
-    const size = job instanceof Batch ? job.deliveries.length : 1
-    this.running.add(job)
-    this.waiting -= size
-    this.waitingBytes -= sizeOf(deliveriesOf(job))
-    this.underWay += size
-    this.isIdle.closeUnsafe()
-    this.balance()
-    const { handler, ...rest } = known.get(job.tag)!
-    const begun = this.now()
-    const attempt = job instanceof Batch
-      ? attemptBatch({ ...rest, handler: handler as typeof handler & { _tag: "Batched" } }, job.deliveries, decodeGrace)
-      : attemptOne({ ...rest, handler: handler as typeof handler & { _tag: "Single" } }, job, decodeGrace, handle)
-    return Effect.map(attempt, (settlements) => {
-      this.running.delete(job)
-      this.underWay -= size
-      const duration = (this.now() - begun) / size
-      this.duration = Number.isFinite(this.duration) ? this.duration + (duration - this.duration) / 16 : duration
-      this.settle(settlements)
-      this.balance()
-      // Who waits for it goes on at once, so it comes last.
-      if (this.running.size === 0) this.isIdle.openUnsafe()
-    })
-  }
-
-  private settle(settlements: ReadonlyArray<Settlement>): void {
-    if (settlements.length === 0) return
-    for (const each of settlements) this.settlements.push(each)
-    this.isSettled.closeUnsafe()
-    this.hasSettlements.openUnsafe()
-  }
-
-  /** Settles what has come together while the last ones were settled. */
-  private readonly settleAll: Effect.Effect<void> = Effect.suspend(() =>
-    Effect.whileLoop<unknown, never, never>({
-      while: () => true,
-      body: () => {
-        const settlements = this.settlements
-        if (settlements.length === 0) {
-          this.hasSettlements.closeUnsafe()
-          this.isSettled.openUnsafe()
-          return this.hasSettlements.await
-        }
-        this.settlements = []
-        this.balance()
-        return Effect.map(
-          persistently("settle", Effect.suspend(() => this.session.settle(settlements))),
-          (lost) => this.countLost(settlements, lost)
-        )
-      },
-      step: constVoid
-    })
-  )
-
-  private countLost(settlements: ReadonlyArray<Settlement>, lost: ReadonlyArray<string>): void {
-    if (lost.length === 0) return
-    const ids = new Set(lost)
-    for (const { claimed: { id, tag } } of settlements) {
-      if (ids.has(id)) this.options.known.get(tag)!.metrics.lost.updateUnsafe(1, this.options.context)
+  /** Sees to it that this worker has its share of the limits, and no more. */
+  private readonly keepLimits: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
+    while (true) {
+      const rest = this.limits.restOf(this.room)
+      yield* rest === undefined
+        ? this.limits.isDue.await
+        : Effect.timeoutOption(this.limits.isDue.await, Duration.millis(rest))
+      this.limits.isDue.closeUnsafe()
+      yield* this.limits.review(() => this.room)
+      if (this.limits.canClaim) this.mayFind.openUnsafe()
     }
+  })
+
+  // What runs --------------------------------------------------------------------------------------------------------
+
+  /** Lets a slot run jobs, also when what it ran was interrupted. */
+  private keepRunning(slot: Slot): Effect.Effect<void> {
+    const run = Effect.flatMap(Effect.forkChild(this.deliverAll(slot)), (fiber) => {
+      slot.fiber = fiber
+      return Fiber.await(fiber)
+    })
+    return Effect.whileLoop<unknown, never, never>({
+      while: () => true,
+      body: () =>
+        Effect.flatMap(run, (exit) => {
+          if (!slot.isInterrupted) return exit
+          this.leave(slot)
+          return Effect.void
+        }),
+      step: constVoid
+    })
   }
 
-  /** Keeps the lease, and hears on the way of what waits, and of workers that have died. */
+  private deliverAll(slot: Slot): Effect.Effect<void> {
+    return Effect.whileLoop<unknown, never, never>({
+      while: () => true,
+      body: () => {
+        const job = this.backlog.shift()
+        return job === undefined ? this.hasJobs.await : this.deliver(slot, job)
+      },
+      step: constVoid
+    })
+  }
+
+  private deliver(slot: Slot, job: Job): Effect.Effect<void> {
+    slot.job = job
+    this.busy++
+    this.isIdle.closeUnsafe()
+    if (job instanceof Run) return this.deliverRun(slot, job)
+    if (job instanceof Batch) return this.deliverBatch(slot, job)
+    return Effect.map(this.attempt(slot, job), (ended) => {
+      this.end(slot)
+      if (typeof ended !== "string") this.commit.settle(ended)
+      this.vacate(slot)
+    })
+  }
+
+  /** Delivers those of one key in their order. After one that holds up its key, the rest is released together with it. */
+  private deliverRun(slot: Slot, run: Run): Effect.Effect<void> {
+    this.behindBytes += bytesOf(run)
+    return Effect.whileLoop({
+      while: () => slot.job === run,
+      body: () => {
+        const claimed = run.deliveries[run.next]!
+        this.behindBytes -= claimed.payload.length
+        return this.attempt(slot, claimed)
+      },
+      step: (ended) => {
+        this.end(slot)
+        run.next++
+        if (!this.goesOn(run.tag, ended)) run.end = run.next
+        const rest = run.next >= run.end ? this.leaveBehind(run) : []
+        this.commit.settleAll(typeof ended === "string" ? rest : [ended, ...rest])
+        if (run.next >= run.deliveries.length) this.vacate(slot)
+        else this.balance()
+      }
+    })
+  }
+
+  /** Whether the next one of its key may be delivered. */
+  private goesOn(tag: string, ended: Ended): boolean {
+    if (typeof ended === "string") return ended === "settled"
+    if (ended._tag !== "Dead") return ended._tag === "Succeeded"
+    const { handler } = this.options.known.get(tag)!
+    // What settles in its own transaction could be settled before the dead letter, and would be out of order then.
+    return ended.blocksKey !== true && !(handler._tag === "Single" && handler.isTransactional)
+  }
+
+  /** Ends a run with what is under way, and answers how to settle what has not begun. */
+  private leaveBehind(run: Run): ReadonlyArray<Settlement> {
+    const rest = run.deliveries.splice(run.next)
+    for (const { payload } of rest) this.behindBytes -= payload.length
+    this.limits.giveBack(run.tag, rest.length)
+    return rest.map(released)
+  }
+
+  private deliverBatch(slot: Slot, batch: Batch): Effect.Effect<void> {
+    const known = this.options.known.get(batch.tag)!
+    const { deliveries } = batch
+    const attempt = (isHeld: boolean): Effect.Effect<ReadonlyArray<Settlement>> =>
+      isHeld && isBatched(known)
+        ? attemptBatch(known, deliveries, this.options.reading, slot)
+        : Effect.succeed(deliveries.map(released))
+    this.begin(slot, batch, deliveries.length)
+    return Effect.map(
+      deliveries.every(isUnsuspected) ? attempt(true) : Effect.flatMap(this.commit.record(slot), attempt),
+      (settlements) => {
+        this.end(slot)
+        this.commit.settleAll(settlements)
+        this.vacate(slot)
+      }
+    )
+  }
+
+  private attempt(slot: Slot, claimed: Claimed): Effect.Effect<Ended> {
+    const { handle, known: all, reading } = this.options
+    const known = all.get(claimed.tag)!
+    this.begin(slot, claimed, 1)
+    // The backlog has put it into a batch.
+    if (!isSingle(known)) return Effect.die(new Error(`Epilogue: a delivery of "${claimed.tag}" is in no batch.`))
+    return isUnsuspected(claimed)
+      ? attemptOne(known, claimed, reading, handle, slot)
+      : Effect.flatMap(
+        this.commit.record(slot),
+        (isHeld) => isHeld ? attemptOne(known, claimed, reading, handle, slot) : lose(known.metrics)
+      )
+  }
+
+  private begin(slot: Slot, current: Claimed | Batch, size: number): void {
+    slot.begin(current, size, this.now())
+    this.underWay += size
+    this.balance()
+    this.commit.look()
+  }
+
+  private end(slot: Slot): void {
+    const { begunAt, size } = slot
+    const duration = (this.now() - begunAt) / size
+    this.duration = Number.isFinite(this.duration) ? this.duration + (duration - this.duration) / 16 : duration
+    this.underWay -= size
+    slot.end()
+  }
+
+  /** The job of a slot is over. */
+  private vacate(slot: Slot): void {
+    const { tag } = slot.job!
+    slot.job = undefined
+    this.busy--
+    if (this.limits.drop(tag)) this.mayFind.openUnsafe()
+    this.balance()
+    // Who waits for it goes on at once, so it comes last.
+    if (this.busy === 0) this.isIdle.openUnsafe()
+  }
+
+  /** Releases what a slot has been interrupted in, and what would have come after it. */
+  private leave(slot: Slot): void {
+    const { job } = slot
+    slot.isInterrupted = false
+    if (job === undefined) return
+    const settlements = underWayIn(slot).map(released)
+    if (settlements.length > 0) this.end(slot)
+    if (job instanceof Run) {
+      job.next += settlements.length
+      settlements.push(...this.leaveBehind(job))
+    }
+    this.commit.settleAll(settlements)
+    this.vacate(slot)
+  }
+
+  // What runs alone --------------------------------------------------------------------------------------------------
+
+  private alone<A>(effect: Effect.Effect<A>): Effect.Effect<A> {
+    const begin = Effect.sync(() => this.handBackAll())
+    const end = Effect.sync(() => {
+      this.mayFind.openUnsafe()
+      this.balance()
+    })
+    return this.claiming.withPermit(Effect.ensuring(Effect.andThen(begin, effect), end))
+  }
+
+  /** Waits until nothing runs, and all is settled. */
+  private readonly rest: Effect.Effect<void> = Effect.suspend(() =>
+    Effect.andThen(this.isIdle.await, this.commit.isSettled.await)
+  )
+
+  private deliverAlone(suspect: Claimed): Effect.Effect<boolean> {
+    return Effect.gen({ self: this }, function*() {
+      const { crashes, id, tag } = suspect
+      const known = this.options.known.get(tag)!
+      const { maxCrashes } = known.intent.policy
+      const isAdmitted = crashes >= maxCrashes || (yield* this.limits.admit(tag, Duration.toMillis(this.options.lease)))
+      if (crashes >= maxCrashes) {
+        this.commit.settle(yield* bury(known, suspect))
+      } else if (isAdmitted) {
+        yield* Effect.logWarning(
+          `Intent "${tag}" was running when a worker died, so it runs alone. Of it alone, ${crashes} have died`
+        ).pipe(Effect.annotateLogs({ "epilogue.intent": tag, "epilogue.id": id }))
+        this.isIdle.closeUnsafe()
+        this.backlog.put(suspect)
+        this.balance()
+      } else {
+        this.release([suspect])
+      }
+      yield* this.rest
+      return isAdmitted
+    })
+  }
+
+  // Beats ------------------------------------------------------------------------------------------------------------
+
+  /** Keeps the lease, and hears on the way of what there is to do. */
   private readonly beatAll: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
     while (true) {
+      this.beatsSoon.closeUnsafe()
       const sent = this.now()
       const beat = yield* persistently("beat", Effect.suspend(() => this.session.beat))
       if (!beat.isAlive) return yield* this.lose("A worker has lost its lease")
       this.confirmedAt = sent
-      this.handBack()
-      if (beat.isWaiting) this.mayFind.openUnsafe()
-      if (beat.hasExpired) this.hasExpired.openUnsafe()
+      this.hear(beat)
       const poll = Duration.toMillis(beat.isListening ? pollListening : pollOtherwise)
       const jitter = yield* Random.nextBetween(0.8, 1)
-      yield* Effect.sleep(Math.min(poll, Duration.toMillis(this.options.lease) / 3) * jitter)
+      yield* Effect.timeoutOption(
+        this.beatsSoon.await,
+        Duration.millis(Math.min(poll, Duration.toMillis(this.options.lease) / 3) * jitter)
+      )
     }
   })
+
+  private hear({ hasExpired, hasSuspects, isWaiting, recalled }: Beat): void {
+    this.handBack()
+    if (recalled.length > 0) this.recall(new Set(recalled))
+    this.limits.beat(isWaiting)
+    if (isWaiting) this.mayFind.openUnsafe()
+    this.suspects.hear(hasSuspects)
+    if (hasExpired) this.hasExpired.openUnsafe()
+  }
+
+  /** Interrupts and releases what an operator has cancelled or paused. What has ended by itself is settled as it ended. */
+  private recall(ids: ReadonlySet<string>): void {
+    this.release(this.backlog.removeRecalled(ids))
+    for (const slot of this.slots) {
+      const { job } = slot
+      if (job instanceof Run) {
+        const behind = job.deliveries.findIndex(({ id }, index) => index > job.next && ids.has(id))
+        if (behind !== -1) job.end = Math.min(job.end, behind)
+      }
+      const underWay = underWayIn(slot)
+      if (!underWay.some(({ id }) => ids.has(id)) || !slot.interrupt()) continue
+      const { metrics } = this.options.known.get(job!.tag)!
+      metrics.recalled.updateUnsafe(underWay.length, this.options.context)
+    }
+  }
 
   /** Ends the work before the lease could have ended. It goes by the clock alone, and waits for nobody. */
   private readonly watchLease: Effect.Effect<void> = Effect.suspend(() =>
@@ -366,28 +531,19 @@ export class Work {
       const freed = yield* persistently("recover", Effect.suspend(() => this.session.recover))
       if (freed === 0) continue
       this.mayFind.openUnsafe()
+      this.suspects.expect()
       yield* Effect.logWarning(`A worker died. ${freed} deliveries that it had claimed are free again`)
     }
   })
 }
 
-const deliveriesOf = (job: Job): ReadonlyArray<Claimed> => job instanceof Batch ? job.deliveries : [job]
+const released = (claimed: Claimed): Settlement => ({ _tag: "Released", claimed })
 
-const sizeOf = (deliveries: ReadonlyArray<Claimed>): number => {
-  let size = 0
-  for (const { payload } of deliveries) size += payload.length
-  return size
-}
+/** Of one with a strong suspicion, the start is on record since it was claimed. */
+const isUnsuspected = ({ suspicion }: Claimed): boolean => suspicion !== "possible"
 
-const release = (claimed: Claimed): Settlement => ({ _tag: "Released", claimed })
+const isSingle = (known: Known): known is Known & { readonly handler: { readonly _tag: "Single" } } =>
+  known.handler._tag === "Single"
 
-/** Survives an outage of the store. */
-export const persistently = <A, R>(
-  what: string,
-  effect: Effect.Effect<A, IntentStoreError, R>
-): Effect.Effect<A, never, R> =>
-  effect.pipe(
-    Effect.tapError((error) => Effect.logWarning(`A worker could not ${what}; it tries again`, error)),
-    Effect.retry(reconnecting),
-    Effect.orDie
-  )
+const isBatched = (known: Known): known is Known & { readonly handler: { readonly _tag: "Batched" } } =>
+  known.handler._tag === "Batched"

@@ -72,3 +72,59 @@ export const makeOutbox = Effect.fnUntraced(function*(
 
 /** Now, in milliseconds since the test began. */
 export const now: Effect.Effect<number> = Clock.currentTimeMillis
+
+/**
+ * A process that works with a store, and can be killed: then nothing that it does arrives any more, and nothing frees what
+ * it has claimed.
+ */
+export class Process {
+  private isDead = false
+  /** What its handlers run, which is over with it. */
+  readonly kill: Effect.Effect<never> = Effect.suspend(() => {
+    this.isDead = true
+    return Effect.never
+  })
+
+  readonly layer: Layer.Layer<OutboxStore.OutboxStore, never, OutboxStore.OutboxStore> = Layer.effect(
+    OutboxStore.OutboxStore,
+    Effect.map(OutboxStore.OutboxStore, (store) => ({
+      ...store,
+      open: Effect.fnUntraced(function*(this: Process, options: OutboxStore.OpenOptions) {
+        if (this.isDead) return yield* Effect.never
+        const scope = yield* Scope.make()
+        yield* Effect.addFinalizer((exit) => this.isDead ? Effect.void : Scope.close(scope, exit))
+        const session = yield* Scope.provide(store.open(options), scope)
+        const alive = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+          Effect.suspend(() => this.isDead ? Effect.never : effect)
+        return {
+          claim: (limit) => alive(session.claim(limit)),
+          claimSuspect: alive(session.claimSuspect),
+          settle: (settlements) => alive(session.settle(settlements)),
+          settleInTransaction: (claimed) => alive(session.settleInTransaction(claimed)),
+          start: (claimed) => alive(session.start(claimed)),
+          permit: (wants) => alive(session.permit(wants)),
+          beat: alive(session.beat),
+          recover: alive(session.recover),
+          wakes: alive(session.wakes)
+        } satisfies OutboxStore.Session
+      }).bind(this)
+    }))
+  )
+}
+
+/** Keeps what a store is told, one entry for each call. */
+export const recorded = () => {
+  const settles: Array<ReadonlyArray<OutboxStore.Settlement>> = []
+  const starts: Array<ReadonlyArray<OutboxStore.Claimed>> = []
+  const store = storeWith((session) => ({
+    settle: (settlements) => {
+      settles.push(settlements)
+      return session.settle(settlements)
+    },
+    start: (claimed) => {
+      starts.push(claimed)
+      return session.start(claimed)
+    }
+  }))
+  return { settles, starts, store }
+}

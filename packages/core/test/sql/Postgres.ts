@@ -7,9 +7,11 @@ import { assert } from "@effect/vitest"
 import { Epilogue, SqlEpilogue } from "@epilogue/core"
 import { EmbeddedPostgres } from "@epilogue/embedded-postgres"
 import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
-import { Context, Effect, Layer, Option, Redacted, Schema } from "effect"
+import { Cause, Context, Effect, Exit, Latch, Layer, Option, Redacted, Schema } from "effect"
 import { Reactivity } from "effect/reactivity"
 import { SqlClient, SqlSchema } from "effect/sql"
+import { connect } from "node:net"
+import type { Duplex } from "node:stream"
 
 export { layerServer } from "@epilogue/embedded-postgres/TestDatabase"
 
@@ -29,6 +31,42 @@ export const another = (options?: PgClient.PgPoolConfig) =>
 export const connectionTo = PgClient.PgClient.useSync(({ config }) =>
   new URL(Redacted.value(config.url ?? Redacted.make("")))
 )
+
+/** When a connection breaks: before the server gets the COMMIT, once it has it, or when it answers. */
+type Loss = "before COMMIT" | "during COMMIT" | "after COMMIT"
+
+/**
+ * Connections to the server of a test's database. The first to send COMMIT breaks. Then new ones come from `later`, if
+ * that is given, and with `isQuiet`, those that are open hear no more of the server.
+ */
+export const lossy = (when: Loss, options: { readonly later?: () => Duplex; readonly isQuiet?: true } = {}) =>
+  Effect.map(connectionTo, ({ hostname, port }) => {
+    const { isQuiet = false, later } = options
+    let isOver = false
+    return (): Duplex => {
+      const isLater = isOver
+      if (isLater && later !== undefined) return later()
+      const socket = connect(Number(port), hostname)
+      const write = socket.write.bind(socket)
+      const emit = socket.emit.bind(socket)
+      let isLost = false
+      const lose = (code: string) => socket.destroy(Object.assign(new Error(code), { code }))
+      socket.write = (data: string | Uint8Array) => {
+        if (isOver || !Buffer.from(data).includes("COMMIT")) return write(data)
+        isLost = isOver = true
+        if (when === "after COMMIT") return write(data)
+        if (when === "during COMMIT") return write(data, () => void lose("ECONNRESET"))
+        lose("EPIPE")
+        return false
+      }
+      socket.emit = (event: string | symbol, ...args: Array<unknown>) => {
+        if (event !== "data" || !isOver || isLater) return emit(event, ...args)
+        if (isLost) lose("ECONNRESET")
+        return isLost || isQuiet || emit(event, ...args)
+      }
+      return socket
+    }
+  })
 
 /** The tables of the tests. A row in `deferred` that has no parent is noticed only by `COMMIT`. */
 const createTables = (sql: SqlClient.SqlClient) =>
@@ -70,6 +108,38 @@ export const levelOf = (sql: SqlClient.SqlClient) =>
 
 /** Ends a server process, and waits until it is gone. */
 export const terminate = (sql: SqlClient.SqlClient, pid: number) => sql`SELECT pg_terminate_backend(${pid}, 10000)`
+
+export const commitErrorOf = <A, E>(exit: Exit.Exit<A, E>) => {
+  const error = Exit.isFailure(exit) ? Cause.squash(exit.cause) : undefined
+  return error instanceof Epilogue.CommitError ? error : assert.fail(`no CommitError: ${String(exit)}`)
+}
+
+/** Makes the COMMIT of whoever writes to the table `slow` wait until `open`. */
+export const slowCommit = Effect.gen(function*() {
+  const keeper = yield* another()
+  yield* keeper`CREATE TABLE IF NOT EXISTS slow (num INT)`
+  yield* keeper`CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'`
+  yield* keeper`DROP TRIGGER IF EXISTS wait ON slow`
+  yield* keeper`CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION wait()`
+  const isOpen = yield* Latch.make()
+  const isLocked = yield* Latch.make()
+  yield* Effect.forkScoped(keeper.withTransaction(Effect.gen(function*() {
+    yield* keeper`SELECT pg_advisory_xact_lock(1)`
+    yield* isLocked.open
+    yield* isOpen.await
+  })))
+  yield* isLocked.await
+  return {
+    open: isOpen.open,
+    reached: Effect.repeat(
+      keeper`SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`,
+      { until: (rows) => rows.length === 1 }
+    )
+  }
+})
 
 /** The database of a test file, the names of the intents that ran in the test, and the failures that nobody was told. */
 export class Things extends Context.Service<Things, {

@@ -1,17 +1,24 @@
+import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
-import { Epilogue, SqlEpilogue } from "@epilogue/core"
+import { Epilogue, Intent, IntentSink, Outbox, SqlEpilogue } from "@epilogue/core"
 import { Cause, Context, Data, Effect, Exit, Fiber, Latch, Layer, Option, Stream } from "effect"
 import { Reactivity } from "effect/reactivity"
 import { SqlClient } from "effect/sql"
 import type { Connection } from "effect/sql/SqlConnection"
 import { ConnectionError, SerializationError, SqlError, type SqlErrorReason, UnknownError } from "effect/sql/SqlError"
-import { makeCompilerSqlite } from "effect/sql/Statement"
+import { type Compiler, makeCompilerSqlite } from "effect/sql/Statement"
+import { TestClock } from "effect/testing"
 import { CapturedLogs, defectOf, makeLog } from "../support.ts"
 
+type Answer = (sql: string, params: ReadonlyArray<unknown>) => Effect.Effect<ReadonlyArray<never>, SqlError>
+
 /** What a server cannot be made to answer on demand: each of these is an answer to one statement, given by hand. */
-const clientThatFails = (statement: string, failure: Effect.Effect<never, SqlError>) => {
-  const none = Effect.succeed([])
-  const answer = (sql: string) => sql === statement ? failure : none
+const clientThatFails = (statement: string, failure: Effect.Effect<never, SqlError>) =>
+  clientThatAnswers((sql) => sql === statement ? failure : none, makeCompilerSqlite())
+
+const none = Effect.succeed([])
+
+const clientThatAnswers = (answer: Answer, compiler: Compiler) => {
   const connection: Connection = {
     execute: answer,
     executeRaw: answer,
@@ -23,7 +30,7 @@ const clientThatFails = (statement: string, failure: Effect.Effect<never, SqlErr
   return Effect.provide(
     SqlClient.make({
       acquirer: Effect.succeed(connection),
-      compiler: makeCompilerSqlite(),
+      compiler,
       driver: "test",
       spanAttributes: []
     }),
@@ -98,6 +105,172 @@ describe("the answer to COMMIT", () => {
       assert(error instanceof Epilogue.CommitError)
       assert.strictEqual(error.outcome, "unknown")
       assert.include(error.message, "The reason: broken driver")
+    }))
+})
+
+describe("a server that speaks PostgreSQL", () => {
+  /** The statements that a server got, short, and what it answers: `mark` is what names a transaction. */
+  const serverThat = Effect.fnUntraced(function*(options: {
+    readonly recognize?: Effect.Effect<string, SqlError>
+    readonly ask?: Effect.Effect<string, SqlError>
+    readonly commit?: Effect.Effect<never, SqlError>
+  }) {
+    const got: Array<string> = []
+    const row = (answer: Effect.Effect<string, SqlError> = Effect.succeed("7 server")) =>
+      // What a driver answers has no type.
+      Effect.map(answer, (text) => [[text]] as unknown as ReadonlyArray<never>)
+    const params: Array<ReadonlyArray<unknown>> = []
+    const answer: Answer = (sql, given) =>
+      Effect.suspend(() => {
+        const what = sql.includes("version()")
+          ? "recognize"
+          : sql.includes("pg_xact_status")
+          ? "look"
+          : sql.includes("pg_current_xact_id")
+          ? "ask"
+          : sql
+        got.push(what)
+        params.push(given)
+        if (what === "COMMIT") return options.commit ?? none
+        return what === "recognize" ? row(options.recognize) : what === "ask" ? row(options.ask) : none
+      })
+    return { got, params, client: yield* clientThatAnswers(answer, PgClient.makeCompiler()) }
+  })
+  const boundary = Epilogue.atomic(Epilogue.defer(Effect.void))
+  const refused = failing(
+    new UnknownError({ cause: new ServerError({ message: "no", code: "42883" }), operation: "execute" })
+  )
+  const gone = failing(new ConnectionError({ cause: new Error("gone"), operation: "query" }))
+
+  it.effect("is asked once whether it is PostgreSQL, and then for the id of each transaction that is waited for", () =>
+    Effect.gen(function*() {
+      const { client, got } = yield* serverThat({})
+      yield* Effect.provide(boundary, engineOf(client))
+      yield* Effect.provide(boundary, engineOf(client))
+      yield* Effect.provide(Epilogue.atomic(Effect.void), engineOf(client))
+      yield* Effect.provide(Epilogue.atomic(Epilogue.deferRollback(Effect.void)), engineOf(client))
+      yield* Effect.exit(Effect.provide(Epilogue.atomic(Effect.andThen(boundary, Effect.fail("no"))), engineOf(client)))
+      const expected = [
+        ["recognize", "BEGIN", "ask", "COMMIT"],
+        ["BEGIN", "ask", "COMMIT"],
+        ["BEGIN", "COMMIT"],
+        ["BEGIN", "ask", "COMMIT"],
+        ["BEGIN", "SAVEPOINT effect_sql_1", "ROLLBACK"]
+      ]
+      assert.deepStrictEqual(got, expected.flat())
+    }))
+
+  it.effect("is asked nothing where `commitTimeout` is 0", () =>
+    Effect.gen(function*() {
+      const { client, got } = yield* serverThat({})
+      yield* boundary.pipe(
+        Effect.provide(SqlEpilogue.layerOptions({ commitTimeout: 0 })),
+        Effect.provideService(SqlClient.SqlClient, client)
+      )
+      assert.deepStrictEqual(got, ["BEGIN", "COMMIT"])
+    }))
+
+  it.effect("and is none, is asked nothing in a transaction, which would abort it", () =>
+    Effect.gen(function*() {
+      for (const recognize of [refused, none as unknown as Effect.Effect<string>]) {
+        const { client, got } = yield* serverThat({ recognize })
+        yield* Effect.provide(Effect.andThen(boundary, boundary), engineOf(client))
+        assert.deepStrictEqual(got.slice(1), ["BEGIN", "COMMIT", "BEGIN", "COMMIT"])
+      }
+    }))
+
+  it.effect("is asked again what it is, where it did not answer", () =>
+    Effect.gen(function*() {
+      let isGone = true
+      const { client, got } = yield* serverThat({
+        recognize: Effect.suspend(() => {
+          if (!isGone) return Effect.succeed("7 server")
+          isGone = false
+          return gone
+        })
+      })
+      yield* Effect.provide(Effect.andThen(boundary, boundary), engineOf(client))
+      assert.deepStrictEqual(got, ["recognize", "BEGIN", "COMMIT", "recognize", "BEGIN", "ask", "COMMIT"])
+    }))
+
+  it.effect("and fails before COMMIT is sent, has discarded the transaction", () =>
+    Effect.gen(function*() {
+      const { client, got } = yield* serverThat({ ask: gone, commit: gone })
+      const error = yield* Effect.flip(Effect.provide(boundary, engineOf(client)))
+      assert.strictEqual(error._tag === "CommitError" && error.outcome, "discarded")
+      assert.deepStrictEqual(got, ["recognize", "BEGIN", "ask", "COMMIT"])
+    }))
+
+  it.effect("and gives a transaction no id, as a standby does, is not asked what became of it", () =>
+    Effect.gen(function*() {
+      const { client, got } = yield* serverThat({ ask: Effect.succeed(""), commit: gone })
+      const error = yield* Effect.flip(Effect.provide(boundary, engineOf(client)))
+      assert.strictEqual(error._tag === "CommitError" && error.outcome, "unknown")
+      assert.deepStrictEqual(got, ["recognize", "BEGIN", "ask", "COMMIT"])
+    }))
+
+  it.effect("is not asked for the id that it has told with the intents that it stored", () =>
+    Effect.gen(function*() {
+      class Stored extends Intent.make("Stored", { payload: {} }) {}
+      const { client, got, params } = yield* serverThat({ commit: gone })
+      const sink: IntentSink.IntentSink.Service = {
+        name: "test",
+        capabilities: { durable: true, transactional: true, ordered: false, priorities: false },
+        client,
+        append: (envelopes) =>
+          Effect.as(
+            Effect.orDie(client`INSERT`),
+            envelopes.map(({ id }, index) => ({
+              id,
+              duplicate: false,
+              transaction: index === 1 ? "8 server" : undefined
+            }))
+          ),
+        wake: () => Effect.void
+      }
+      const exit = yield* Epilogue.atomic(Effect.andThen(Stored.defer({}), Stored.defer({}))).pipe(
+        Effect.provide(Outbox.layerOptions({ commitTimeout: "10 millis" })),
+        Effect.provideService(IntentSink.IntentSink, sink),
+        Effect.exit,
+        TestClock.withLive
+      )
+      assert.isTrue(Exit.isFailure(exit))
+      assert.deepStrictEqual(got.slice(0, 5), ["recognize", "BEGIN", "INSERT", "COMMIT", "look"])
+      assert.deepStrictEqual(params.at(-1), ["8", "server"])
+    }))
+
+  it.effect("gets a COMMIT of the core's own as it is", () =>
+    Effect.gen(function*() {
+      const { client, got } = yield* serverThat({})
+      yield* Effect.provide(Epilogue.atomic(Effect.andThen(client`COMMIT`, boundary)), engineOf(client))
+      assert.deepStrictEqual(got, ["recognize", "BEGIN", "COMMIT", "SAVEPOINT effect_sql_1", "ask", "COMMIT"])
+    }))
+})
+
+describe("Effect's SqlClient", () => {
+  it.effect("opens an outermost transaction on a connection at depth -1", () =>
+    Effect.gen(function*() {
+      const got: Array<string> = []
+      const client = yield* clientThatAnswers((sql) => {
+        got.push(sql)
+        return none
+      }, PgClient.makeCompiler())
+      const connection = yield* Effect.scoped(client.reserve)
+      const levels: Array<number> = []
+      const level = Effect.map(client.transactionService, ([, depth]) => void levels.push(depth))
+      yield* client.withTransaction(Effect.all([
+        level,
+        client.afterCommit(Effect.sync(() => void got.push("callback"))),
+        Effect.ignore(client.withTransaction(Effect.andThen(level, Effect.fail("no"))))
+      ])).pipe(Effect.provideService(client.transactionService, [connection, -1]))
+      assert.deepStrictEqual(levels, [0, 1])
+      assert.deepStrictEqual(got, [
+        "BEGIN",
+        "SAVEPOINT effect_sql_1",
+        "ROLLBACK TO SAVEPOINT effect_sql_1",
+        "COMMIT",
+        "callback"
+      ])
     }))
 })
 

@@ -1,0 +1,302 @@
+/**
+ * What limits over all workers leave to one of them: it starts no more than the store has permitted to it.
+ *
+ * A job of a tag with limits is held from when it is claimed until it is over, and what is held may start at any moment.
+ * So what is held counts as running when the store is asked, and what may be claimed is what may be started.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import { constVoid } from "effect/Function"
+import * as Latch from "effect/Latch"
+import * as Semaphore from "effect/Semaphore"
+import type { Known } from "./Attempt.ts"
+import type { IntentStoreError } from "./IntentSink.ts"
+import { persistently } from "./Outage.ts"
+import type { Claimed, Permit, Session } from "./OutboxStore.ts"
+
+type Want = Parameters<Session["permit"]>[0][number]
+
+/** One tag with limits. */
+interface Limit {
+  readonly tag: string
+  readonly hasConcurrency: boolean
+  readonly hasRate: boolean
+  readonly jobSize: number
+  /** How many jobs may be held. */
+  permitted: number
+  /** How many more deliveries may be claimed. */
+  tokens: number
+  /** How many jobs are held, and how many a claim that is under way may add. */
+  held: number
+  reserved: number
+  /** How many deliveries that claim may take. */
+  quota: number
+  /** Whether the store may have more of it. */
+  mayHaveMore: boolean
+  /** Whether it is time to say what is needed, for others to have the rest. */
+  isStale: boolean
+  /** Whether the place of the next job that ends is offered to others before it is used again, and whether one is. */
+  offers: boolean
+  isOffered: boolean
+  askedAt: number
+  /** Before that there is no use in asking for more jobs, or for more tokens. */
+  jobsAt: number
+  tokensAt: number
+}
+
+/** How long a worker that was permitted less than it wanted does not ask again, whatever it hears, in milliseconds. */
+const restAfterAsking = 200
+/** A bucket that is filled faster than that has several tokens each time, in milliseconds. */
+const leastRest = 10
+
+export class Limits {
+  private readonly limits = new Map<string, Limit>()
+  private readonly session: Session
+  /** How many jobs the worker runs at once. */
+  private readonly concurrency: number
+  private readonly now: () => number
+  /** Permits that come in another order than they were given could be too many. */
+  private readonly asking = Semaphore.makeUnsafe(1)
+  /** Open when it may be time to ask. */
+  readonly isDue: Latch.Latch = Latch.makeUnsafe(true)
+  private readonly hasNews = Latch.makeUnsafe(false)
+
+  constructor(session: Session, known: Iterable<Known>, concurrency: number, now: () => number) {
+    this.session = session
+    this.concurrency = concurrency
+    this.now = now
+    for (const { handler, intent: { _tag: tag } } of known) {
+      const { concurrency: most, rateLimit } = handler.limits
+      if (most === undefined && rateLimit === undefined) continue
+      this.limits.set(tag, {
+        tag,
+        hasConcurrency: most !== undefined,
+        hasRate: rateLimit !== undefined,
+        jobSize: handler._tag === "Batched" ? handler.maxSize : 1,
+        permitted: most === undefined ? Infinity : 0,
+        tokens: rateLimit === undefined ? Infinity : 0,
+        held: 0,
+        reserved: 0,
+        quota: 0,
+        mayHaveMore: true,
+        isStale: false,
+        offers: false,
+        isOffered: false,
+        askedAt: -Infinity,
+        jobsAt: -Infinity,
+        tokensAt: -Infinity
+      })
+    }
+  }
+
+  get isEmpty(): boolean {
+    return this.limits.size === 0
+  }
+
+  // Claims -----------------------------------------------------------------------------------------------------------
+
+  /** How many of each tag a claim may take, where `room` is what still fits into jobs that are held. */
+  reserve(room: (tag: string) => number): ReadonlyMap<string, number> | undefined {
+    if (this.isEmpty) return undefined
+    const quotas = new Map<string, number>()
+    for (const limit of this.limits.values()) {
+      const jobs = Math.max(0, limit.permitted - limit.held)
+      limit.quota = Math.min(room(limit.tag) + jobs * limit.jobSize, limit.tokens)
+      limit.reserved = Math.min(jobs, limit.quota)
+      limit.tokens -= limit.quota
+      quotas.set(limit.tag, limit.quota)
+    }
+    return quotas
+  }
+
+  /** A claim has come back with these. */
+  claimed(all: ReadonlyArray<Claimed>): void {
+    if (this.isEmpty) return
+    for (const limit of this.limits.values()) limit.tokens += limit.quota
+    for (const { tag } of all) {
+      const limit = this.limits.get(tag)
+      if (limit !== undefined) limit.tokens--
+    }
+    for (const limit of this.limits.values()) {
+      if (all.length === 0 && limit.quota > 0) limit.mayHaveMore = false
+      limit.quota = 0
+      limit.reserved = 0
+    }
+    this.isDue.openUnsafe()
+  }
+
+  // Jobs -------------------------------------------------------------------------------------------------------------
+
+  /** There is a job more. */
+  hold(tag: string): void {
+    const limit = this.limits.get(tag)
+    if (limit !== undefined) limit.held++
+  }
+
+  /**
+   * A job is over. Answers whether there may be another one to claim. The store never permits less than what runs, so a
+   * worker that always has something to do has to offer a place now and then for others to have their share.
+   */
+  drop(tag: string): boolean {
+    const limit = this.limits.get(tag)
+    if (limit === undefined) return false
+    limit.held--
+    if (!limit.mayHaveMore) return false
+    if (limit.offers) {
+      limit.offers = false
+      limit.isOffered = true
+      limit.permitted = Math.min(limit.permitted, runningOf(limit))
+    }
+    this.isDue.openUnsafe()
+    return canClaim(limit)
+  }
+
+  /** Deliveries that were claimed are released without having started. */
+  giveBack(tag: string, deliveries: number): void {
+    const limit = this.limits.get(tag)
+    if (limit !== undefined) limit.tokens += deliveries
+  }
+
+  /**
+   * Holds a job of one delivery that was not claimed with the others, as soon as it is permitted, if that is soon enough.
+   * Until then it is this worker's turn to have what others leave.
+   */
+  readonly admit = (tag: string, patience: number): Effect.Effect<boolean> =>
+    Effect.gen({ self: this }, function*() {
+      const limit = this.limits.get(tag)
+      if (limit === undefined) return true
+      const until = this.now() + patience
+      if (take(limit)) return true
+      while (true) {
+        this.hasNews.closeUnsafe()
+        // It is taken before anybody else hears of it.
+        const isHeld = yield* this.ask(() => [wantOf(limit, 1, limit.tokens < 1 ? 1 : 0)], () => take(limit))
+        if (isHeld || this.now() >= until) return isHeld
+        yield* Effect.sleep(restAfterAsking)
+        const rest = Math.min(until, limit.tokens < 1 ? limit.tokensAt : Infinity) - this.now()
+        yield* Effect.timeoutOption(this.hasNews.await, Duration.millis(Math.max(0, rest)))
+      }
+    })
+
+  // Permits ----------------------------------------------------------------------------------------------------------
+
+  /** Something has come, of whatever tag, or others have left more of a limit. */
+  hear(): void {
+    for (const limit of this.limits.values()) {
+      limit.mayHaveMore = true
+      limit.jobsAt = Math.min(limit.jobsAt, limit.askedAt + restAfterAsking)
+    }
+    this.wake()
+  }
+
+  /** Time to share with others. */
+  beat(isWaiting: boolean): void {
+    for (const limit of this.limits.values()) {
+      if (isWaiting) limit.mayHaveMore = true
+      limit.isStale = true
+      limit.offers = limit.hasConcurrency
+    }
+    this.wake()
+  }
+
+  private wake(): void {
+    if (this.isEmpty) return
+    this.isDue.openUnsafe()
+    this.hasNews.openUnsafe()
+  }
+
+  /** In how many milliseconds there may be more permits, if anybody knows. */
+  restOf(room: number): number | undefined {
+    let at = Infinity
+    for (const limit of this.limits.values()) {
+      if (this.needsJobs(limit)) at = Math.min(at, limit.jobsAt)
+      if (needsTokens(limit, room)) at = Math.min(at, limit.tokensAt)
+    }
+    return at === Infinity ? undefined : Math.max(0, Math.ceil(at - this.now()))
+  }
+
+  /** Asks for what is needed, if that is more or less than there is, where `room` is how many deliveries could start. */
+  readonly review = (room: () => number): Effect.Effect<void> =>
+    this.ask(() => Array.from(this.limits.values()).flatMap((limit) => this.wantsOf(limit, room())), constVoid)
+
+  /** Whether something may be claimed that could not be before. */
+  get canClaim(): boolean {
+    return Array.from(this.limits.values()).some(canClaim)
+  }
+
+  private needsJobs(limit: Limit): boolean {
+    const { held, mayHaveMore, permitted, quota } = limit
+    return mayHaveMore && quota === 0 && permitted <= held && permitted < this.concurrency
+  }
+
+  private wantsOf(limit: Limit, room: number): ReadonlyArray<Want> {
+    const { hasConcurrency, isOffered, isStale, jobsAt, mayHaveMore, permitted, tokensAt } = limit
+    const now = this.now()
+    limit.isStale = false
+    const wantsJobs = isOffered || (this.needsJobs(limit) && (isStale || now >= jobsAt))
+    const wantsTokens = needsTokens(limit, room) && (isStale || now >= tokensAt)
+    if (wantsJobs || wantsTokens) return [wantOf(limit, this.concurrency, wantsTokens ? room : 0)]
+    const running = runningOf(limit)
+    return isStale && hasConcurrency && !mayHaveMore && permitted > running ? [wantOf(limit, running, 0)] : []
+  }
+
+  private ask<A>(wants: () => ReadonlyArray<Want>, then: () => A): Effect.Effect<A> {
+    const once = Effect.suspend((): Effect.Effect<A, IntentStoreError> => {
+      const asked = wants()
+      if (asked.length === 0) return Effect.sync(then)
+      for (const { running, tag } of asked) {
+        const limit = this.limits.get(tag)!
+        limit.askedAt = this.now()
+        // From when the store hears of it, no more may run than it has heard of, until it has answered.
+        limit.permitted = Math.min(limit.permitted, limit.hasConcurrency ? running : Infinity)
+      }
+      return Effect.map(this.session.permit(asked), (permits) => {
+        this.answer(asked, permits)
+        return then()
+      })
+    })
+    return this.asking.withPermit(persistently("ask for permits", once))
+  }
+
+  private answer(asked: ReadonlyArray<Want>, permits: ReadonlyArray<Permit>): void {
+    const wants = new Map(asked.map((want) => [want.tag, want]))
+    for (const { concurrency, retryAfter, tag, tokens } of permits) {
+      const limit = this.limits.get(tag)
+      const want = wants.get(tag)
+      if (limit === undefined || want === undefined) continue
+      if (limit.hasConcurrency) limit.permitted = concurrency
+      if (limit.hasRate) limit.tokens += tokens
+      // Somebody else has taken what was offered, and may have to have more of what is left.
+      if (limit.isOffered && concurrency > 0 && concurrency <= want.running) limit.offers = true
+      limit.isOffered = false
+      const later = this.now() + Math.max(leastRest, retryAfter ?? Infinity)
+      limit.jobsAt = concurrency < want.concurrency ? later : -Infinity
+      limit.tokensAt = tokens < want.tokens ? later : -Infinity
+    }
+  }
+}
+
+/** Holds a job of one delivery, if that is permitted. */
+const take = (limit: Limit): boolean => {
+  if (limit.permitted <= limit.held || limit.tokens < 1) return false
+  limit.held++
+  limit.tokens--
+  return true
+}
+
+const canClaim = ({ held, mayHaveMore, permitted, tokens }: Limit): boolean =>
+  mayHaveMore && permitted > held && tokens >= 1
+
+const wantOf = (limit: Limit, concurrency: number, tokens: number): Want => ({
+  tag: limit.tag,
+  running: runningOf(limit),
+  concurrency,
+  tokens: limit.hasRate ? tokens : 0
+})
+
+const runningOf = ({ held, reserved }: Limit): number => held + reserved
+
+const needsTokens = ({ mayHaveMore, quota, tokens }: Limit, room: number): boolean =>
+  mayHaveMore && quota === 0 && tokens < 1 && room > 0
