@@ -4,16 +4,28 @@
  * @since 0.1.0
  */
 import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { Committed } from "./Committed.ts"
 import type { Fate, Registered, Transact, Typed } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
-import type { Envelope } from "./Envelope.ts"
+import type { Appended, Envelope } from "./Envelope.ts"
 import { type Codec, IntentSink, IntentStoreError } from "./IntentSink.ts"
 import * as Metrics from "./Metrics.ts"
 import { CommitError } from "./Outcome.ts"
-import { transactWith } from "./SqlTransaction.ts"
+import { type TransactionOptions, transactWith } from "./SqlTransaction.ts"
+import { TransactionConnection } from "./TransactionConnection.ts"
+
+export { mark as transactionMark } from "./CommitStatus.ts"
+
+/**
+ * Options of `layerOptions`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface OutboxOptions extends EngineOptions, TransactionOptions {}
 
 /**
  * Like `layer`, with options.
@@ -21,7 +33,7 @@ import { transactWith } from "./SqlTransaction.ts"
  * @category layers
  * @since 0.1.0
  */
-export const layerOptions = (options?: EngineOptions): Layer.Layer<Epilogue, never, IntentSink> =>
+export const layerOptions = (options?: OutboxOptions): Layer.Layer<Epilogue, never, IntentSink> =>
   Layer.effect(Epilogue, Effect.map(IntentSink, (sink) => engineOver(sink, options)))
 
 /**
@@ -50,10 +62,10 @@ export const layer: Layer.Layer<Epilogue, never, IntentSink> = layerOptions()
 /** The engine over a sink. `around` may add to what its transactions do. */
 export const engineOver = (
   sink: IntentSink.Service,
-  options?: EngineOptions & { readonly around?: ((transact: Transact) => Transact) | undefined }
+  options?: OutboxOptions & { readonly around?: ((transact: Transact) => Transact) | undefined }
 ): Epilogue["Service"] => {
   const { capabilities: { transactional }, client } = sink
-  const transact = transactional && client !== undefined ? transactWith(client) : undefined
+  const transact = transactional && client !== undefined ? transactWith(client, options) : undefined
   return make({
     onFailure: options?.onFailure,
     client,
@@ -160,7 +172,11 @@ const sealWith = (sink: IntentSink.Service): NonNullable<Typed["seal"]> => (all,
   if (registered.length === 0) return Effect.void
   if (around.some(({ key }) => key.key !== sink.client?.transactionService.key)) return acrossDatabases
   const appendAlive = (marks: ReadonlySet<string> | undefined) =>
-    append(sink, registered.filter(({ fate }) => isAlive(fate, marks)))
+    Effect.flatMap(
+      append(sink, registered.filter(({ fate }) => isAlive(fate, marks))),
+      () =>
+        markTransaction(sink.client, registered.find(({ appended }) => appended?.transaction !== undefined)?.appended)
+    )
   const marks = registered.some(({ fate }) => fate?.mark !== undefined) ? sink.marks : undefined
   return Effect.mapError(
     marks === undefined ? appendAlive(undefined) : Effect.flatMap(marks, appendAlive),
@@ -173,6 +189,16 @@ const sealWith = (sink: IntentSink.Service): NonNullable<Typed["seal"]> => (all,
       })
   )
 }
+
+/** Lets the transaction know what names it, so that it need not ask. */
+const markTransaction = (client: IntentSink.Service["client"], appended: Appended | undefined): Effect.Effect<void> =>
+  client === undefined || appended === undefined
+    ? Effect.void
+    : Effect.withFiber((fiber) => {
+      const connection = Context.getOrUndefined(fiber.context, client.transactionService)?.[0]
+      if (connection instanceof TransactionConnection) connection.mark = appended.transaction
+      return Effect.void
+    })
 
 const acrossDatabases = Effect.die(
   new Error(
