@@ -4,28 +4,21 @@
  * @since 0.1.0
  */
 import * as Duration from "effect/Duration"
+import type { Mutable } from "effect/Types"
 import type { Holder } from "./MemoryRows.ts"
 import type { Permit, RateLimit, Session, Subscription } from "./OutboxStore.ts"
+import { epsilon, nextTokenIn, type Share, slotsFor, tokensFor } from "./Permits.ts"
 
 type Want = Parameters<Session["permit"]>[0][number]
 
 /** What a session was told last, and what it wants. */
-interface Share {
-  running: number
-  /** How many it may run at once, and how many it would. */
-  slots: number
-  wantedSlots: number
-  /** How many tokens it wanted and did not get. */
-  wantedTokens: number
-  /** When it asked, and in whose turn it was that it got more slots, or tokens. */
+interface Held extends Omit<Mutable<Share>, "isAsking"> {
+  readonly session: Holder
   askedAt: bigint
-  slotsTurn: number
-  tokensTurn: number
 }
-
 /** What of a tag is permitted to whom. */
 interface Permits {
-  readonly shares: Map<Holder, Share>
+  readonly shares: Map<Holder, Held>
   /** How many tokens are there, since when. */
   tokens: number
   filledAt: bigint
@@ -45,6 +38,7 @@ export class MemoryPermits {
     const { concurrency, rateLimit } = holder.subscriptions.get(want.tag) ?? {}
     const permits = this.permitsOf(want.tag, nanos)
     const share = permits.shares.get(holder) ?? {
+      session: holder,
       running: 0,
       slots: 0,
       wantedSlots: 0,
@@ -64,25 +58,14 @@ export class MemoryPermits {
       tag: want.tag,
       concurrency: concurrency === undefined ? want.concurrency : this.takeSlots(permits, share, concurrency, nanos),
       tokens,
-      retryAfter: rateLimit === undefined || tokens >= want.tokens ? undefined : nextTokenIn(permits, rateLimit)
+      retryAfter: rateLimit === undefined || tokens >= want.tokens ?
+        undefined
+        : nextTokenIn(permits.tokens, rateOf(rateLimit))
     }
   }
 
-  private takeSlots({ shares }: Permits, share: Share, limit: number, nanos: bigint): number {
-    let others = 0
-    for (const other of shares.values()) if (other !== share) others += other.slots
-    // Where there are more sessions than slots, those that have none come first, and who has had its own for longest is
-    // the last.
-    const inTurn = Array.from(shares).toSorted(([, a], [, b]) =>
-      a.slots > 0 && b.slots > 0
-        ? b.slotsTurn - a.slotsTurn
-        : Number(a.slots > 0) - Number(b.slots > 0) || a.slotsTurn - b.slotsTurn
-    )
-    const fair = divide(
-      limit,
-      inTurn.map(([each, of]) => [of, isAsking(each, of, nanos) ? of.wantedSlots : of.slots])
-    ).get(share)!
-    const slots = Math.max(share.running, Math.min(fair, limit - others))
+  private takeSlots({ shares }: Permits, share: Held, limit: number, nanos: bigint): number {
+    const slots = slotsFor(...sharesOf(shares, share, nanos), limit)
     if (slots > share.slots) share.slotsTurn = ++this.turn
     const isLess = slots < share.slots
     share.slots = slots
@@ -90,13 +73,8 @@ export class MemoryPermits {
     return slots
   }
 
-  private takeTokens(permits: Permits, share: Share, nanos: bigint): number {
-    const { shares } = permits
-    const inTurn = Array.from(shares).toSorted(([, a], [, b]) => a.tokensTurn - b.tokensTurn)
-    const tokens = divide(
-      Math.floor(permits.tokens + epsilon),
-      inTurn.map(([each, of]) => [of, isAsking(each, of, nanos) ? of.wantedTokens : 0])
-    ).get(share)!
+  private takeTokens(permits: Permits, share: Held, nanos: bigint): number {
+    const tokens = tokensFor(...sharesOf(permits.shares, share, nanos), permits.tokens)
     permits.tokens -= tokens
     share.wantedTokens -= tokens
     if (tokens > 0) share.tokensTurn = ++this.turn
@@ -135,38 +113,20 @@ export class MemoryPermits {
   }
 }
 
-/** What sums of fractions miss by. */
-const epsilon = 1e-6
-
-/** Whether a session still waits for what it asked for: one that did not come back for a lease does not. */
-const isAsking = ({ leaseNanos }: Holder, { askedAt }: Share, nanos: bigint): boolean => nanos - askedAt < leaseNanos
+/** The shares of all, and among them that of one. A session that did not come back for a lease does not ask any more. */
+const sharesOf = (shares: Permits["shares"], own: Held, nanos: bigint): readonly [ReadonlyArray<Share>, Share] => {
+  const all = Array.from(shares.values(), (held) => ({
+    ...held,
+    isAsking: nanos - held.askedAt < held.session.leaseNanos
+  }))
+  return [all, all.find(({ session }) => session === own.session)!]
+}
 
 /** The bucket is full at first. Its clock is one that nobody sets. */
-const fill = (permits: Permits, { limit, window }: RateLimit, nanos: bigint): void => {
+const fill = (permits: Permits, rateLimit: RateLimit, nanos: bigint): void => {
   const elapsed = Number(nanos - permits.filledAt) / 1_000_000
-  permits.tokens = Math.min(limit, permits.tokens + elapsed * limit / Duration.toMillis(window))
+  permits.tokens = Math.min(rateLimit.limit, permits.tokens + elapsed * rateOf(rateLimit))
   permits.filledAt = nanos
 }
 
-const nextTokenIn = ({ tokens }: Permits, { limit, window }: RateLimit): number =>
-  Math.ceil((Math.floor(tokens + epsilon) + 1 - tokens) * Duration.toMillis(window) / limit)
-
-/** Gives each what it wants, but nobody two more than another who wants more; what is left over, to the first ones. */
-const divide = (
-  total: number,
-  wants: ReadonlyArray<readonly [share: Share, wanted: number]>
-): ReadonlyMap<Share, number> => {
-  const given = new Map(wants.map(([share]) => [share, 0]))
-  let left = Math.max(0, total)
-  for (let unmet = wants; left > 0;) {
-    unmet = unmet.filter(([share, wanted]) => given.get(share)! < wanted)
-    if (unmet.length === 0) break
-    const each = Math.max(1, Math.floor(left / unmet.length))
-    for (const [share, wanted] of unmet) {
-      const more = Math.min(each, wanted - given.get(share)!, left)
-      given.set(share, given.get(share)! + more)
-      left -= more
-    }
-  }
-  return given
-}
+const rateOf = ({ limit, window }: RateLimit): number => limit / Duration.toMillis(window)

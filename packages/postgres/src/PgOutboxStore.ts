@@ -31,17 +31,21 @@
  * @since 0.1.0
  */
 import * as PgClient from "@effect/sql-pg/PgClient"
-import { type Capabilities, type Envelope, IntentSink, IntentStoreError } from "@epilogue/core/IntentSink"
-import { OutboxStore, type Subscription } from "@epilogue/core/OutboxStore"
+import { type Capabilities, IntentSink, IntentStoreError } from "@epilogue/core/IntentSink"
+import { OutboxStore } from "@epilogue/core/OutboxStore"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import { answer, batchesOf, duplicatesIn } from "./internal/append.ts"
 import { configOf, type Connections, failed, make as makeConnections } from "./internal/connections.ts"
 import * as Migrations from "./internal/migrations.ts"
+import * as Operations from "./internal/operations.ts"
+import * as Queues from "./internal/queues.ts"
 import * as Session from "./internal/session.ts"
 import * as Signals from "./internal/signals.ts"
+import { quote } from "./internal/sql/names.ts"
 import * as Statements from "./internal/statements.ts"
 
 /**
@@ -53,9 +57,11 @@ import * as Statements from "./internal/statements.ts"
 export interface Options {
   /** The schema of its tables: several stores may share a database. Defaults to `"epilogue"`. */
   readonly schema?: string | undefined
+  /** How long what was delivered is kept, for operators to look at. Defaults to not at all: it is deleted at once. */
+  readonly keepDelivered?: Duration.Input | undefined
 }
 
-const capabilities: Capabilities = { durable: true, transactional: true, ordered: false, priorities: false }
+const capabilities: Capabilities = { durable: true, transactional: true, ordered: true, priorities: true }
 
 /** How many connections there are at most for what is rare, for claims, and for settlements. */
 const controlConnections = 2
@@ -102,7 +108,7 @@ export const migrate = (options?: Options): Effect.Effect<void, IntentStoreError
     yield* connections.transaction((run) =>
       Effect.forEach(
         Migrations.statements(schema),
-        (statement) => run(`The schema ${Statements.quote(schema)} could not be migrated`, statement),
+        (statement) => run(`The schema ${quote(schema)} could not be migrated`, statement),
         { discard: true }
       )
     )
@@ -140,7 +146,10 @@ const make = Effect.fnUntraced(function*(
   options: Options | undefined
 ): Effect.fn.Return<OutboxStore.Service, IntentStoreError, PgClient.PgClient | Scope.Scope> {
   const schema = yield* schemaOf(options)
-  const statements = Statements.make(schema)
+  const keepDelivered = options?.keepDelivered === undefined
+    ? undefined
+    : Duration.toMillis(Duration.fromInputUnsafe(options.keepDelivered))
+  const statements = Statements.make(schema, keepDelivered !== undefined)
   const client = yield* PgClient.PgClient
   const config = configOf(client)
   const control = yield* makeConnections(config, controlConnections)
@@ -155,23 +164,41 @@ const make = Effect.fnUntraced(function*(
     channel: Signals.channelOf(schema),
     notify: statements.notify
   })
-  const queues = makeQueues(control, statements)
+  const queues = Queues.make(control, statements)
   const sessions = new Set<Effect.Effect<void>>()
   yield* Effect.addFinalizer(() => Effect.forEach(sessions, (leave) => leave, { discard: true }))
   const userClient = client.withoutTransforms()
   const query = (what: string, sql: string, params: ReadonlyArray<string>) =>
     Effect.mapError(userClient.unsafe(sql, params).values, failed(what))
+  const depths = Effect.map(
+    control.run("What there is could not be counted", statements.depths),
+    // Rows with these columns are what the statement answers.
+    (rows) =>
+      (rows as ReadonlyArray<readonly [string, number, number, number, number, number]>).flatMap(
+        ([tag, waiting, claimed, delayed, dead, oldest]) =>
+          waiting + claimed + delayed + dead === 0 ? [] : [{ tag, waiting, claimed, delayed, dead, oldest }]
+      )
+  )
 
   return {
     name: "PgOutboxStore",
     capabilities,
     client,
     append: Effect.fnUntraced(function*(envelopes) {
-      yield* queues.ensure(envelopes)
+      yield* queues.ensure(
+        envelopes.flatMap((envelope) =>
+          envelope.partitionKey === undefined ? [envelope] : [envelope, Queues.wholeOf(envelope.tag)]
+        )
+      )
       const duplicates = duplicatesIn(envelopes)
       const known = new Map<number, string>()
       const placed = envelopes.flatMap((envelope, index) =>
-        duplicates.has(index) ? [] : [{ envelope, index, queue: queues.idOf(envelope) }]
+        duplicates.has(index) ? [] : [{
+          envelope,
+          index,
+          queue: queues.idOf(envelope),
+          tag: envelope.partitionKey === undefined ? 0 : queues.idOf(Queues.wholeOf(envelope.tag))
+        }]
       )
       for (const batch of batchesOf(placed)) {
         const rows = yield* query(
@@ -188,13 +215,15 @@ const make = Effect.fnUntraced(function*(
         Effect.sync(() => {
           const now = clock.currentTimeMillisUnsafe()
           const waiting = new Set<number>()
+          const keyed = new Set<number>()
           for (const envelope of envelopes) {
             const due = envelope.runAt === undefined ? envelope.delay ?? 0 : envelope.runAt - now
             const queue = queues.idOf(envelope)
-            if (due <= 0) waiting.add(queue)
+            if (due <= 0) (envelope.partitionKey === undefined ? waiting : keyed).add(queue)
             else signals.tell({ _tag: "Due", queues: [queue], due })
           }
           if (waiting.size > 0) signals.tell({ _tag: "Added", queues: Array.from(waiting) })
+          if (keyed.size > 0) signals.tell({ _tag: "Keyed", queues: Array.from(keyed) })
         })
       ),
     mark: (mark) =>
@@ -205,14 +234,10 @@ const make = Effect.fnUntraced(function*(
       (rows) =>
         new Set(((rows[0]?.[0] ?? "") as string).split(" ").filter((mark) => mark !== "").map(decodeURIComponent))
     ),
-    open: Effect.fnUntraced(function*(opening) {
-      const wanted = opening.subscriptions.flatMap(({ tag, versions }: Subscription) =>
-        versions.map((version) => ({ tag, version }))
-      )
-      yield* queues.ensure(wanted)
-      return yield* Session.open({
+    open: (opening) =>
+      Session.open({
         ...opening,
-        queues: wanted.map(({ tag, version }) => ({ tag, version, id: queues.idOf({ tag, version }) })),
+        queues,
         client,
         signals,
         statements,
@@ -220,25 +245,18 @@ const make = Effect.fnUntraced(function*(
         settles,
         beats,
         control,
+        keepDelivered,
         sessions
-      })
-    }),
-    depths: Effect.map(
-      control.run("What there is could not be counted", statements.depths),
-      // Rows with these columns are what the statement answers.
-      (rows) =>
-        (rows as ReadonlyArray<readonly [string, number, number, number, number, number]>).flatMap(
-          ([tag, waiting, claimed, delayed, dead, oldest]) =>
-            waiting + claimed + delayed + dead === 0 ? [] : [{ tag, waiting, claimed, delayed, dead, oldest }]
-        )
-    )
+      }),
+    operations: Operations.make({ schema, connections: control, signals, queues, depths, keepDelivered }),
+    depths
   }
 })
 
 /** Fails with the reason why the server will not do. */
 const check = Effect.fnUntraced(
   function*({ run }: Connections, schema: string, statements: Statements.Statements) {
-    const name = Statements.quote(schema)
+    const name = quote(schema)
     const fail = (message: string) => Effect.fail(new IntentStoreError({ message }))
     // A row with these columns is what the statement answers.
     const [isReplica, isReadOnly, isMigrated] = (yield* run(
@@ -278,32 +296,3 @@ const check = Effect.fnUntraced(
     }
   }
 )
-
-/** The queues, one for each version of each tag, as far as this process knows them. */
-const makeQueues = (connections: Connections, statements: Statements.Statements) => {
-  type Key = Pick<Envelope, "tag" | "version">
-  const tags = new Map<string, Map<number, number>>()
-  const find = ({ tag, version }: Key): number | undefined => tags.get(tag)?.get(version)
-  const ensure = (keys: ReadonlyArray<Key>): Effect.Effect<void, IntentStoreError> =>
-    Effect.suspend(() => {
-      const missing = keys.filter((key) => find(key) === undefined)
-      if (missing.length === 0) return Effect.void
-      return connections.run("A queue could not be made", statements.queues, [
-        missing.map(({ tag }) => tag),
-        missing.map(({ version }) => version)
-      ]).pipe(
-        Effect.tap((rows) =>
-          Effect.sync(() => {
-            // Rows with these columns are what the statement answers.
-            for (const [id, tag, version] of rows as ReadonlyArray<readonly [number, string, number]>) {
-              const versions = tags.get(tag) ?? new Map<number, number>()
-              tags.set(tag, versions.set(version, id))
-            }
-          })
-        ),
-        // One that another process has just made is there the second time.
-        Effect.andThen(ensure(keys))
-      )
-    })
-  return { ensure, idOf: (key: Key): number => find(key) ?? 0 }
-}

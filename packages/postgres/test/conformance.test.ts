@@ -10,13 +10,17 @@ const runtime = ManagedRuntime.make(
 )
 afterAll(() => runtime.dispose())
 
+const layerStore = (options?: PgOutboxStore.Options) =>
+  PgOutboxStore.layer(options).pipe(Layer.provide(Layer.effectContext(runtime.contextEffect)))
+
 OutboxStoreConformance.suite({
   name: "PgOutboxStore",
   describe,
   // Time is the server's, so it passes.
   it: it.live,
-  layer: PgOutboxStore.layer().pipe(Layer.provide(Layer.effectContext(runtime.contextEffect))),
-  capabilities: { durable: true, transactional: true, ordered: false, priorities: false },
+  layer: layerStore(),
+  layerKeeping: (keepDelivered) => layerStore({ keepDelivered }),
+  capabilities: { durable: true, transactional: true, ordered: true, priorities: true },
   elapse: Effect.sleep,
   moment: Duration.millis(100),
   histories: { runs: 5, size: 15 }

@@ -130,6 +130,8 @@ it.layer(layerStore)("sessions", (it) => {
       yield* store.append(added)
       const session = yield* Scope.provide(open(store, [added[0]!.tag]), scope)
       yield* session.claim({ ...all, rows: 2 })
+      // No connection is being opened, which would wait for an answer until the clock moves.
+      yield* untilListening(session)
       state.isLossy = true
       yield* Effect.exit(session.claim(all))
       state.isLossy = false

@@ -2,15 +2,16 @@
  * How envelopes become the parameters of a statement.
  */
 import type { Appended, Envelope } from "@epilogue/core/IntentSink"
-import { createHash } from "node:crypto"
+import { digestOf } from "./sql/names.ts"
 
 /** About how many bytes of payload one statement carries. */
 const maxBytes = 8 * 2 ** 20
 
-/** An envelope, the queue it goes to, and where it was among those that were given. */
+/** An envelope, the queue it goes to, that of its tag as a whole, and where it was among those that were given. */
 export interface Placed {
   readonly envelope: Envelope
   readonly queue: number
+  readonly tag: number
   readonly index: number
 }
 
@@ -58,8 +59,8 @@ export const batchesOf = (placed: ReadonlyArray<Placed>): ReadonlyArray<Batch> =
 }
 
 const batchOf = (placed: ReadonlyArray<Placed>): Batch => {
-  const isKeyed = placed.some(({ envelope: { delay, idempotencyKey, runAt } }) =>
-    delay !== undefined || runAt !== undefined || idempotencyKey !== undefined
+  const isKeyed = placed.some(({ envelope: { delay, idempotencyKey, partitionKey, runAt } }) =>
+    delay !== undefined || runAt !== undefined || idempotencyKey !== undefined || partitionKey !== undefined
   )
   const column = (value: (envelope: Envelope) => string | number | undefined) =>
     arrayOf(placed.map(({ envelope }) => value(envelope)))
@@ -78,15 +79,14 @@ const batchOf = (placed: ReadonlyArray<Placed>): Batch => {
         column(({ idempotencyKey, tag }) => idempotencyKey === undefined ? undefined : digestOf(tag, idempotencyKey)),
         column(({ remember }) => clamp(remember)),
         column(({ delay }) => delay === undefined ? undefined : clamp(delay)),
-        column(({ runAt }) => runAt === undefined ? undefined : clamp(runAt))
+        column(({ runAt }) => runAt === undefined ? undefined : clamp(runAt)),
+        arrayOf(placed.map(({ envelope, tag }) => envelope.partitionKey === undefined ? undefined : tag)),
+        column(({ partitionKey, tag }) => partitionKey === undefined ? undefined : digestOf(tag, partitionKey)),
+        column(({ partitionKey }) => partitionKey)
       ]
       : params
   }
 }
-
-/** Stands for an idempotency key, which may be longer than what an index holds. Of SHA-256 as much as a UUID holds. */
-const digestOf = (tag: string, idempotencyKey: string): string =>
-  createHash("sha256").update(JSON.stringify([tag, idempotencyKey])).digest("hex").slice(0, 32)
 
 /** A few hundred years are enough for anybody, and more than that is too much for an interval. */
 const clamp = (milliseconds: number): number => Math.min(Math.max(milliseconds, -1e13), 1e13)
@@ -94,7 +94,7 @@ const clamp = (milliseconds: number): number => Math.min(Math.max(milliseconds, 
 /**
  * An array as PostgreSQL writes it. As text it is read the same way whatever the user's client does to values of its type.
  */
-const arrayOf = (values: ReadonlyArray<string | number | undefined>): string =>
+export const arrayOf = (values: ReadonlyArray<string | number | undefined>): string =>
   `{${values.map((value) => typeof value === "string" ? quote(value) : value ?? "NULL").join(",")}}`
 
 const quote = (value: string): string => `"${value.replaceAll(/["\\]/g, "\\$&")}"`

@@ -11,41 +11,16 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import type { SqlClient } from "effect/sql/SqlClient"
+import { Hints, keyedSource, type Room, type Source, Subscribed, waitingSource } from "./claims.ts"
 import { type Connections, failed, type Run } from "./connections.ts"
+import { lag, type Reach } from "./floors.ts"
+import { permit as permitted } from "./permits.ts"
+import { endings, hasKey, isLater, keyedAt, type Place, placeOf, waitingAt } from "./places.ts"
+import type { Queues } from "./queues.ts"
+import { wholeOf } from "./queues.ts"
 import type { Signals } from "./signals.ts"
-import { kinds, type Statements } from "./statements.ts"
-
-/** A tag and version that this store has rows of. */
-export interface Queue {
-  readonly id: number
-  readonly tag: string
-  readonly version: number
-}
-
-/** Where a delivery is. */
-class Place {
-  readonly queue: number
-  readonly id: bigint
-  constructor(queue: number, id: bigint) {
-    this.queue = queue
-    this.id = id
-  }
-}
-
-/** What a claim answers, in this order. */
-type ClaimedRow = readonly [
-  queue: number,
-  id: bigint,
-  intent: string,
-  failures: number,
-  crashes: number,
-  enqueuedAt: number,
-  traceparent: string | null,
-  undecodableFor: number | null,
-  size: number,
-  payload: string,
-  found: bigint
-]
+import { everyLane } from "./sql/names.ts"
+import type { Statements } from "./statements.ts"
 
 type BeatRow = readonly [
   isAlive: boolean,
@@ -54,70 +29,33 @@ type BeatRow = readonly [
   leases: ReadonlyArray<number>,
   isWaiting: boolean,
   due: number | null,
-  startedAt: string
+  startedAt: string,
+  hasSuspects: boolean,
+  cancelled: ReadonlyArray<string>,
+  pausedTags: ReadonlyArray<number>,
+  pausedLanes: ReadonlyArray<string>,
+  newestQueue: number
 ]
 
-type PromotedRow = readonly [moved: number, due: number | null, at: number]
+type PromotedRow = readonly [
+  moved: number,
+  due: number | null,
+  at: number,
+  left: number,
+  tags: ReadonlyArray<number>,
+  lanes: ReadonlyArray<string>
+]
 
 type FreedRow = readonly [session: bigint, leased: number, locked: number, freed: number]
 
-/** From where on a claim looks at a queue. */
-type Reach = "newest" | "recent" | "everything"
-
-/** As often as this a claim looks at everything, in milliseconds, and as often as this if it has found nothing else. */
-const sweepEvery = 5_000
-const sweepAgain = 250
-
-/** A position may be committed this much later, in milliseconds, than those that came after it, and is found nevertheless. */
-const lag = 1_000
-
-/**
- * Before the rows that wait there may be many that are deleted and not cleaned up yet, and looking at these takes time. So
- * claims begin where rows were found last. Those before it are found when that was all, and from time to time.
- */
-class Floors {
-  readonly newest = new Map<number, bigint>()
-  readonly next = new Map<number, bigint>()
-  readonly recent = new Map<number, bigint>()
-  turnedAt = -Infinity
-  sweptAt = -Infinity
-  readonly queues: ReadonlyArray<number>
-  constructor(queues: ReadonlyArray<number>) {
-    this.queues = queues
-  }
-
-  see(queue: number, lowest: bigint): void {
-    this.newest.set(queue, lowest)
-  }
-
-  /** Lets the next claim look at everything: something has become free. */
-  sweep(): void {
-    this.sweptAt = -Infinity
-  }
-
-  isSweepDue(now: number, interval: number): boolean {
-    return now - this.sweptAt >= interval
-  }
-
-  from(queues: ReadonlyArray<number>, reach: Reach, now: number): ReadonlyArray<bigint> {
-    if (now - this.turnedAt >= lag) {
-      this.turnedAt = now
-      for (const queue of this.queues) {
-        this.recent.set(queue, this.next.get(queue) ?? 0n)
-        this.next.set(queue, this.newest.get(queue) ?? 0n)
-      }
-    }
-    if (reach === "everything") {
-      this.sweptAt = now
-      return queues.map(() => 0n)
-    }
-    const floors = reach === "newest" ? this.newest : this.recent
-    return queues.map((queue) => floors.get(queue) ?? 0n)
-  }
-}
+/** What a settlement of rows with keys answers: positions, and then lanes that go on. */
+type SettledRow = readonly [id: bigint | null, tag: number | null, lane: string | null]
 
 /** How many rows of a queue that are due are moved at once. */
 const promoteAtOnce = 500
+
+/** After so many milliseconds those are looked for again that had to wait for a transaction. */
+const promoteAgain = 50
 
 /** How many idempotency keys are forgotten at once, and how often. */
 const forgetAtOnce = 1_000
@@ -133,7 +71,7 @@ interface Sighting {
 
 export const open = Effect.fnUntraced(function*(
   options: OpenOptions & {
-    readonly queues: ReadonlyArray<Queue>
+    readonly queues: Queues
     readonly client: SqlClient
     readonly signals: Signals
     readonly statements: Statements
@@ -143,19 +81,53 @@ export const open = Effect.fnUntraced(function*(
     readonly beats: Connections
     /** For everything else. */
     readonly control: Connections
+    /** How long what was delivered is kept, in milliseconds. */
+    readonly keepDelivered: number | undefined
     /** How to leave those that are open. A store that closes before its sessions does it for them. */
     readonly sessions: Set<Effect.Effect<void>>
   }
 ): Effect.fn.Return<Session, IntentStoreError, Scope.Scope> {
   const { beats, claims, client, control, queues, sessions, settles, signals, statements } = options
-  const byId = new Map(queues.map((queue) => [queue.id, queue]))
-  const queueIds = queues.map(({ id }) => id)
+  const subscribed = new Subscribed(options.subscriptions)
+  const tags = Array.from(subscribed.subscriptions.keys())
   const session = newSession()
+  const clock = yield* Clock.clockWith(Effect.succeed)
+  // Milliseconds of a clock that nobody sets.
+  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
 
-  /** What was claimed, told and not settled: the queue of each. */
-  const held = new Map<bigint, number>()
+  /** What was claimed, told and not settled. */
+  const held = new Map<bigint, Place>()
   /** A claim has failed, so there may be rows that are leased without anybody's knowing. */
   let hasLostClaim = false
+
+  // The queues of what is subscribed: those of new priorities come to be at any time ----------------------------------------
+
+  let newestQueue = 0
+  let isStale = false
+  const learn = Effect.suspend(() => {
+    isStale = false
+    return queues.ensure(
+      options.subscriptions.flatMap(({ tag, versions }) => [
+        wholeOf(tag),
+        ...versions.map((version) => ({ tag, version, priority: 0 }))
+      ])
+    )
+  }).pipe(
+    Effect.andThen(queues.find(tags)),
+    Effect.map((found) => {
+      subscribed.learn(found)
+      newestQueue = Math.max(newestQueue, ...found.map(({ id }) => id))
+    }),
+    Effect.onError(() => Effect.sync(() => void (isStale = true)))
+  )
+  yield* learn
+  const scope = yield* Effect.scope
+  const hears = (queue: number): boolean => {
+    if (queue <= newestQueue) return subscribed.has(queue)
+    newestQueue = queue
+    isStale = true
+    return true
+  }
 
   // Waking -----------------------------------------------------------------------------------------------------------
 
@@ -165,14 +137,21 @@ export const open = Effect.fnUntraced(function*(
   let dueAt = Infinity
   let isDue = true
 
-  const wake = (isFreed: boolean): void => {
-    if (isFreed) floors.sweep()
+  const wake = (): void => {
     isWoken = true
     changed.openUnsafe()
   }
-  const clock = yield* Clock.clockWith(Effect.succeed)
-  // Milliseconds of a clock that nobody sets.
-  const now = () => Number(clock.monotonicTimeNanosUnsafe()) / 1e6
+  const hear = (what: "added" | "keyed" | "freed"): void => {
+    if (what !== "keyed") waiting.mayHave = true
+    if (what !== "added") keyed.mayHave = true
+    if (what === "keyed") keyed.isUsed = true
+    if (what === "freed") sweep()
+    wake()
+  }
+  const sweep = (): void => {
+    waiting.floors.sweep()
+    keyed.floors.sweep()
+  }
   const wakeIn = (milliseconds: number): void => {
     const at = now() + Math.max(0, Math.ceil(milliseconds)) + 1
     if (at < dueAt) {
@@ -194,210 +173,319 @@ export const open = Effect.fnUntraced(function*(
     changed.closeUnsafe()
     const rest = dueAt - now()
     // No timer is set for longer than it can be.
-    const waiting = rest === Infinity
+    const waits = rest === Infinity
       ? changed.await
       : Effect.ignore(Effect.timeout(changed.await, Math.min(rest, 86_400_000)))
-    return Effect.andThen(waiting, wakes)
+    return Effect.andThen(waits, wakes)
   })
 
   // Claiming ---------------------------------------------------------------------------------------------------------
 
-  const floors = new Floors(queueIds)
-  let wasShort = true
+  const hints = new Hints()
+  /** Lanes go on: what comes next in them can be claimed. */
+  const goOn = (tag: number, lane: string): void => {
+    hints.add(tag, lane)
+    keyed.mayHave = true
+    keyed.isUsed = true
+    wake()
+  }
+  const waiting = waitingSource(session, subscribed, claims, statements, now)
+  const keyed = keyedSource(
+    session,
+    subscribed,
+    claims,
+    statements,
+    now,
+    hints,
+    (list) => settle(list.map((claimed) => ({ _tag: "Released", claimed })))
+  )
   let turn = 0
   let promotedAt = 0
 
   /** Moves what is due to where it can be claimed. */
-  const promote = (sweep: boolean) =>
+  const promote = (isSweep: boolean) =>
     Effect.suspend(() => {
       isDue = false
       dueAt = Infinity
-      const from = sweep ? 0 : promotedAt - lag
-      return claims.run("What is due could not be moved", statements.promote, [queueIds, promoteAtOnce, from])
+      return claims.run("What is due could not be moved", statements.promote, [
+        subscribed.ids,
+        promoteAtOnce,
+        isSweep ? 0 : promotedAt - lag
+      ])
     }).pipe(
-      Effect.onError(() =>
-        Effect.sync(() => {
-          isDue = true
-        })
-      ),
+      Effect.onError(() => Effect.sync(() => void (isDue = true))),
       Effect.map((rows) => {
         // A row with these columns is what the statement answers.
-        const [moved, due, at] = rows[0] as PromotedRow
-        // One of them may have had more than that, which the next one finds from where this one began.
+        const [moved, due, at, left, revivedTags, lanes] = rows[0] as PromotedRow
+        // There may be more than that, or some have to wait, which the next one finds from where this one began.
         if (moved >= promoteAtOnce) isDue = true
+        else if (left > 0) wakeIn(promoteAgain)
         else promotedAt = at
         if (due !== null) wakeIn(due)
+        if (moved > 0) {
+          waiting.mayHave = true
+          keyed.mayHave = true
+        }
+        lanes.forEach((lane, index) => goOn(revivedTags[index]!, lane))
         return moved
       })
     )
 
   /** Frees what a claim has leased whose answer never came. */
   const reclaim = (run: Run) =>
-    Effect.suspend(() =>
-      hasLostClaim
-        ? Effect.map(
-          run("What a lost claim has leased could not be freed", statements.reclaim, [
-            session,
-            Array.from(held.keys())
-          ]),
-          () => {
-            hasLostClaim = false
-            floors.sweep()
-          }
-        )
-        : Effect.void
-    )
+    Effect.suspend(() => {
+      if (!hasLostClaim) return Effect.void
+      const what = "What a lost claim has leased could not be freed"
+      const ids = Array.from(held.keys())
+      return Effect.map(
+        Effect.andThen(
+          run(what, statements.reclaim, [session, ids]),
+          run(what, statements.reclaimKeyed, [session, ids])
+        ),
+        () => {
+          hasLostClaim = false
+          sweep()
+        }
+      )
+    })
 
-  /** One statement. Answers also whether there is nothing left from these floors on. */
-  const claimRows = Effect.fnUntraced(function*(rows: number, bytes: number, reach: Reach) {
-    // It begins with another queue each time, for when there are more queues than rows to claim.
-    const from = turn++ % queueIds.length
-    const order = [...queueIds.slice(from), ...queueIds.slice(0, from)]
-    const share = Math.ceil(rows / order.length)
-    const answer = yield* claims.run("Intents could not be claimed", statements.claim, [
-      session,
-      order,
-      floors.from(order, reach, now()),
-      BigInt(share),
-      rows,
-      bytes
-    ])
-    // Rows with these columns are what the statement answers.
-    const claimed = (answer as ReadonlyArray<ClaimedRow>).toSorted((a, b) => (a[1] < b[1] ? -1 : 1))
-    const counts = new Map<number, number>()
-    for (const [queue, id] of claimed) {
-      const count = counts.get(queue) ?? 0
-      if (count === 0) floors.see(queue, id)
-      counts.set(queue, count + 1)
-    }
-    const found = claimed[0]?.[10] ?? 0n
-    // Of several queues that used up their share, one may have had more to give when another could not take all of its part.
-    const full = Array.from(counts.values()).filter((count) => count >= share).length
-    return {
-      claimed,
-      isCut: found > BigInt(claimed.length),
-      isAll: claimed.length < rows && full <= 1
+  /** Claims from one source until it has no more within reach, or there is no more room. */
+  const claimFrom = Effect.fnUntraced(function*(source: Source, room: Room, isSweep: boolean) {
+    const claimed: Array<Claimed> = []
+    if (!source.mayHave && !isSweep) return claimed
+    let reach: Reach = isSweep ? "everything" : source.wasShort ? "recent" : "newest"
+    source.mayHave = false
+    source.wasShort = false
+    let left = room
+    while (true) {
+      const found = yield* source.claim(left, reach)
+      if (found.claimed.length > 0) source.isUsed = true
+      claimed.push(...found.claimed)
+      left = without(left, found.claimed)
+      if (found.isCut || left.rows < 1 || (claimed.length > 0 && left.bytes <= 0)) {
+        source.mayHave = true
+        return claimed
+      }
+      if (!found.isAll) continue
+      source.wasShort = true
+      if (claimed.length > 0) {
+        // Who gets these need not wait for a look further back. That comes next.
+        if (reach !== "everything") {
+          source.mayHave = true
+          wake()
+        }
+        return claimed
+      }
+      if (reach === "newest") reach = "recent"
+      else if (reach === "recent" && source.floors.canSweep(now())) reach = "everything"
+      else return claimed
     }
   })
 
-  const claimAll = Effect.fnUntraced(function*(limit: { readonly rows: number; readonly bytes: number }) {
-    const isSweep = floors.isSweepDue(now(), sweepEvery)
+  const claimAll = Effect.fnUntraced(function*(room: Room) {
+    if (isStale) yield* learn
+    const isSweep = waiting.floors.isSweepDue(now())
     let hasPromoted = isDue || dueAt <= now()
     if (hasPromoted) yield* promote(isSweep)
-    let reach: Reach = isSweep ? "everything" : wasShort ? "recent" : "newest"
-    const claimed: Array<ClaimedRow> = []
-    let bytes = 0
-    wasShort = false
-    while (claimed.length < limit.rows && (claimed.length === 0 || bytes < limit.bytes)) {
-      const { claimed: rows, isAll, isCut } = yield* claimRows(limit.rows - claimed.length, limit.bytes - bytes, reach)
-      for (const row of rows) {
-        claimed.push(row)
-        bytes += row[8]
-      }
-      if (isCut) break
-      if (!isAll) continue
-      wasShort = true
-      if (claimed.length > 0) {
-        // Who gets these need not wait for a look further back. That comes next.
-        if (reach !== "everything") wake(false)
-        break
-      } else if (reach === "newest") {
-        reach = "recent"
-      } else if (reach === "recent" && floors.isSweepDue(now(), sweepAgain)) {
-        reach = "everything"
-      } else if (hasPromoted || (yield* promote(reach === "everything")) === 0) {
-        break
-      } else {
-        hasPromoted = true
-      }
+    // Who claims looks, whether told or not; for keys only where there have been any.
+    for (const source of [waiting, keyed]) if (source.isUsed) source.mayHave = true
+    const [first, second] = turn++ % 2 === 0 ? [waiting, keyed] : [keyed, waiting]
+    const claimed: Array<Claimed> = []
+    let left = room
+    /** Answers whether it has taken as many rows as it could. */
+    const take = Effect.fnUntraced(function*(source: Source, rows: number) {
+      if (rows < 1 || (claimed.length > 0 && left.bytes <= 0)) return false
+      const taken = yield* claimFrom(source, { ...left, rows }, source.floors.isSweepDue(now()))
+      claimed.push(...taken)
+      left = without(left, taken)
+      return taken.length === rows
+    })
+    while (true) {
+      // Each has half, and what the other leaves.
+      const isFull = yield* take(first, second.mayHave ? Math.ceil(left.rows / 2) : left.rows)
+      yield* take(second, left.rows)
+      if (isFull) yield* take(first, left.rows)
+      if (claimed.length > 0 || hasPromoted) return claimed
+      hasPromoted = true
+      if ((yield* promote(isSweep)) === 0) return claimed
     }
-    for (const [queue, id] of claimed) held.set(id, queue)
-    return claimed.map(toClaimed)
   })
 
   // What a claim has leased, and not told yet, looks like what a lost one has leased.
   const oneAtATime = Semaphore.makeUnsafe(1)
-  const claim: Session["claim"] = (limit) =>
-    limit.rows < 1 || queues.length === 0 ? Effect.succeed([]) : oneAtATime.withPermit(
+  const claiming = (
+    effect: Effect.Effect<ReadonlyArray<Claimed>, IntentStoreError>
+  ): Effect.Effect<ReadonlyArray<Claimed>, IntentStoreError> =>
+    oneAtATime.withPermit(
       // Not in the way that claims are planned: there is no index on leases.
       Effect.andThen(
         reclaim(control.run),
-        Effect.onError(claimAll(limit), () =>
-          Effect.sync(() => {
-            hasLostClaim = true
-          }))
+        Effect.onError(
+          Effect.tap(effect, (claimed) =>
+            Effect.sync(() => {
+              for (const each of claimed) {
+                const place = placeOf(each)
+                held.set(place.id, place)
+              }
+            })),
+          () =>
+            Effect.sync(() => {
+              hasLostClaim = true
+              waiting.mayHave = true
+              keyed.mayHave = true
+            })
+        )
       )
     )
+  const claim: Session["claim"] = ({ bytes, rows, tags: allowed }) =>
+    rows < 1 || tags.length === 0 ? Effect.succeed([]) : claiming(claimAll({ rows, bytes, tags: allowed }))
 
-  const toClaimed = (row: ClaimedRow): Claimed => {
-    const [queue, id, intent, failures, crashes, enqueuedAt, traceparent, undecodableFor, , payload] = row
-    const { tag, version } = byId.get(queue)!
-    return {
-      id: intent,
-      token: new Place(queue, id),
-      tag,
-      version,
-      payload,
-      partitionKey: undefined,
-      failures,
-      crashes,
-      enqueuedAt,
-      traceparent: traceparent ?? undefined,
-      undecodableFor: undecodableFor ?? undefined
-    }
-  }
+  const claimSuspect: Session["claimSuspect"] = Effect.map(
+    claiming(Effect.gen(function*() {
+      const known = subscribed.ids.map((id) => subscribed.queueOf(id))
+      const params = [session, subscribed.ids, subscribed.tagsOf(known)]
+      const what = "A suspect could not be claimed"
+      // Rows with these columns are what the statements answer.
+      const keyedRows = (yield* claims.run(what, statements.claimSuspectKeyed, params)) as ReadonlyArray<never>
+      if (keyedRows.length > 0) return keyedRows.map((row) => subscribed.claimedKeyed(row))
+      const rows = (yield* claims.run(what, statements.claimSuspect, params)) as ReadonlyArray<never>
+      return rows.map((row) => subscribed.claimed(row))
+    })),
+    ([claimed]) => claimed
+  )
 
   // Settling ---------------------------------------------------------------------------------------------------------
 
+  /** Does the same to rows without and with keys, in the statements for these. Answers the positions that were found. */
+  const both = <A extends { readonly claimed: Claimed }>(
+    list: ReadonlyArray<A>,
+    ofWaiting: (list: ReadonlyArray<A>) => Effect.Effect<ReadonlyArray<ReadonlyArray<unknown>>, IntentStoreError>,
+    ofKeyed: (list: ReadonlyArray<A>) => Effect.Effect<ReadonlyArray<ReadonlyArray<unknown>>, IntentStoreError>
+  ): Effect.Effect<ReadonlySet<bigint>, IntentStoreError> => {
+    const hasNoKey: Array<A> = []
+    const isKeyed: Array<A> = []
+    for (const each of list) (hasKey(placeOf(each.claimed)) ? isKeyed : hasNoKey).push(each)
+    return Effect.map(
+      Effect.all([
+        hasNoKey.length === 0 ? Effect.succeed([]) : ofWaiting(hasNoKey),
+        isKeyed.length === 0 ? Effect.succeed([]) : ofKeyed(isKeyed)
+      ], { concurrency: 2 }),
+      ([rows, keyedRows]) => {
+        const found = new Set<bigint>()
+        // Rows with these columns are what the statements answer.
+        for (const [id] of rows) found.add(id as bigint)
+        for (const row of keyedRows) {
+          const [id, tag, lane] = row as SettledRow
+          if (id !== null) found.add(id)
+          else if (tag !== null && lane !== null) goOn(tag, lane)
+        }
+        return found
+      }
+    )
+  }
+
+  /** A row that somebody has changed at that moment is missed, so what was not found is looked for again. */
+  const twice = <A extends { readonly claimed: Claimed }>(
+    list: ReadonlyArray<A>,
+    look: (list: ReadonlyArray<A>) => Effect.Effect<ReadonlySet<bigint>, IntentStoreError>
+  ): Effect.Effect<ReadonlySet<bigint>, IntentStoreError> =>
+    Effect.flatMap(look(list), (found) => {
+      if (found.size === list.length) return Effect.succeed(found)
+      const missed = list.filter(({ claimed }) => !found.has(placeOf(claimed).id))
+      return missed.length === 0
+        ? Effect.succeed(found)
+        : Effect.map(look(missed), (more) => new Set([...found, ...more]))
+    })
+
+  const settleOnce = (settlements: ReadonlyArray<Settlement>) => {
+    const what = "Intents could not be settled"
+    const placesOf = (list: ReadonlyArray<Settlement>) => list.map(({ claimed }) => placeOf(claimed))
+    const isSuccess = (list: ReadonlyArray<Settlement>) => list.every(({ _tag }) => _tag === "Succeeded")
+    return both(
+      settlements,
+      (list) =>
+        isSuccess(list)
+          ? settles.run(what, statements.succeed, waitingAt(session, placesOf(list)))
+          : settles.run(what, statements.settle, [...waitingAt(session, placesOf(list)), ...endings(list)]),
+      (list) =>
+        isSuccess(list)
+          ? settles.run(what, statements.succeedKeyed, keyedAt(session, placesOf(list)))
+          : settles.run(what, statements.settleKeyed, [
+            ...keyedAt(session, placesOf(list)),
+            ...endings(list),
+            list.map((each) => each._tag === "Dead" && each.blocksKey === true)
+          ])
+    )
+  }
+
   const settle: Session["settle"] = Effect.fnUntraced(function*(settlements) {
     if (settlements.length === 0) return []
-    const places = settlements.map(({ claimed }) => placeOf(claimed))
-    const where = [session, places.map(({ queue }) => queue), places.map(({ id }) => id)]
-    const rows = settlements.every(({ _tag }) => _tag === "Succeeded")
-      ? yield* settles.run("Intents could not be settled", statements.succeed, where)
-      : yield* settles.run("Intents could not be settled", statements.settle, [
-        ...where,
-        settlements.map(({ _tag }) => kinds[_tag]),
-        settlements.map(delayOf),
-        orNulls(settlements.map(failureOf)),
-        orNulls(settlements.map((settlement) => settlement._tag === "Dead" ? settlement.reason : undefined))
-      ])
-    const settled = new Set(rows.map(([id]) => id))
+    const settled = yield* twice(settlements, settleOnce)
     const lost: Array<string> = []
     const released = new Set<number>()
-    for (const [index, settlement] of settlements.entries()) {
-      const place = places[index]!
+    for (const settlement of settlements) {
+      const place = placeOf(settlement.claimed)
       held.delete(place.id)
       if (!settled.has(place.id)) {
         lost.push(settlement.claimed.id)
       } else if (settlement._tag === "Released") {
         released.add(place.queue)
       } else if (isLater(settlement)) {
-        if (settlement.delay > 0) {
-          wakeIn(settlement.delay)
-        } else {
+        if (settlement.delay > 0) signals.tellHere({ _tag: "Due", queues: [place.queue], due: settlement.delay })
+        else if (hasKey(place)) goOn(place.tag, place.lane!)
+        else {
           isDue = true
-          wake(false)
+          wake()
         }
       }
     }
-    if (released.size > 0) {
-      floors.sweep()
-      signals.tell({ _tag: "Freed", queues: Array.from(released) })
-    }
+    if (released.size > 0) signals.tell({ _tag: "Freed", queues: Array.from(released) })
     return lost
+  })
+
+  const start: Session["start"] = Effect.fnUntraced(function*(list) {
+    if (list.length === 0) return []
+    const what = "It could not be put on record that intents have started"
+    const placesOf = (each: ReadonlyArray<{ readonly claimed: Claimed }>) => each.map(({ claimed }) => placeOf(claimed))
+    const started = yield* twice(list.map((claimed) => ({ claimed })), (some) =>
+      both(
+        some,
+        (each) => settles.run(what, statements.start, waitingAt(session, placesOf(each))),
+        (each) => settles.run(what, statements.startKeyed, keyedAt(session, placesOf(each)))
+      ))
+    return list.flatMap((claimed) => started.has(placeOf(claimed).id) ? [] : [claimed.id])
   })
 
   const userClient = client.withoutTransforms()
   const settleInTransaction: Session["settleInTransaction"] = Effect.fnUntraced(function*(claimed) {
-    const { id, queue } = placeOf(claimed)
+    const { id, lane, queue, tag } = placeOf(claimed)
     const rows = yield* Effect.mapError(
-      userClient.unsafe(statements.succeedInTransaction, [String(queue), String(id), String(session)]).values,
+      (lane === undefined
+        ? userClient.unsafe(statements.succeedInTransaction, [String(queue), String(id), String(session)])
+        : userClient.unsafe(statements.succeedKeyedInTransaction, [String(tag), lane, String(id), String(session)]))
+        .values,
       failed(`Intent ${claimed.id} could not be settled in the transaction of its handler`)
     )
-    yield* client.afterCommit(Effect.sync(() => void held.delete(id)))
+    yield* client.afterCommit(Effect.sync(() => {
+      held.delete(id)
+      if (lane !== undefined) goOn(tag, lane)
+    }))
     return rows.length > 0
   })
+
+  // Limits -----------------------------------------------------------------------------------------------------------
+
+  const permit: Session["permit"] = (wants) =>
+    wants.length === 0 ? Effect.succeed([]) : permitted(
+      control,
+      statements,
+      session,
+      wants.map((want) => ({
+        want,
+        whole: subscribed.wholeOf(want.tag),
+        subscription: subscribed.subscriptions.get(want.tag)!
+      }))
+    )
 
   // Living and dying -------------------------------------------------------------------------------------------------
 
@@ -409,47 +497,83 @@ export const open = Effect.fnUntraced(function*(
     return Array.from(others).filter(([, { lease, since }]) => at - since >= lease)
   }
 
-  const beat: Session["beat"] = Effect.map(
-    Effect.suspend(() => {
-      const reach = floors.isSweepDue(now(), sweepEvery) ? "everything" : "recent"
-      return beats.run("The session could not be kept alive", statements.beat, [
-        session,
-        queueIds,
-        floors.from(queueIds, reach, now())
-      ])
-    }),
-    (rows): Beat => {
-      // A row with these columns is what the statement answers.
-      const [isAlive, ids, counts, leases, isWaiting, due, startedAt] = rows[0] as BeatRow
-      if (startedAt !== server) {
-        // While the server was away nobody could show that he is alive.
-        others.clear()
-        server = startedAt
-      }
-      const at = clock.monotonicTimeNanosUnsafe()
-      const seen = new Set(ids)
-      for (const id of others.keys()) if (!seen.has(id)) others.delete(id)
-      for (const [index, id] of ids.entries()) {
-        const count = counts[index]!
-        if (others.get(id)?.beat !== count) {
-          others.set(id, { beat: count, since: at, lease: BigInt(Math.ceil(leases[index]! * 1e6)) })
+  const beat: Session["beat"] = Effect.tap(
+    Effect.map(
+      Effect.suspend(() => {
+        const floorsOf = ({ floors }: Source) =>
+          floors.from(subscribed.ids, floors.isSweepDue(now()) ? "everything" : "recent", now())
+        return beats.run("The session could not be kept alive", statements.beat, [
+          session,
+          subscribed.ids,
+          floorsOf(waiting),
+          floorsOf(keyed),
+          subscribed.tagsOf(subscribed.ids.map((id) => subscribed.queueOf(id)))
+        ])
+      }),
+      (rows): Beat => {
+        // A row with these columns is what the statement answers.
+        const [
+          isAlive,
+          ids,
+          counts,
+          leases,
+          isWaiting,
+          due,
+          startedAt,
+          hasSuspects,
+          cancelled,
+          pausedTags,
+          pausedLanes,
+          newest
+        ] = rows[0] as BeatRow
+        if (startedAt !== server) {
+          // While the server was away nobody could show that he is alive.
+          others.clear()
+          server = startedAt
+        }
+        const at = clock.monotonicTimeNanosUnsafe()
+        const seen = new Set(ids)
+        for (const id of others.keys()) if (!seen.has(id)) others.delete(id)
+        for (const [index, id] of ids.entries()) {
+          const count = counts[index]!
+          if (others.get(id)?.beat !== count) {
+            others.set(id, { beat: count, since: at, lease: BigInt(Math.ceil(leases[index]! * 1e6)) })
+          }
+        }
+        if (newest > newestQueue) {
+          newestQueue = newest
+          isStale = true
+        }
+        const isPast = due !== null && due <= 0
+        if (isWaiting) {
+          // What the last claim has not found is further back.
+          for (const source of [waiting, keyed]) {
+            if (source.wasShort) source.floors.sweep()
+            source.mayHave = true
+          }
+        }
+        if (isPast) {
+          // What the last look has left behind is from before.
+          isDue = true
+          promotedAt = 0
+        } else if (due !== null) wakeIn(due)
+        const paused = new Set(pausedTags.map((tag, index) => `${tag} ${pausedLanes[index]}`))
+        const isPaused = ({ lane, tag }: Place) =>
+          paused.has(`${tag} ${everyLane}`) || (lane !== undefined && paused.has(`${tag} ${lane}`))
+        return {
+          isAlive,
+          isWaiting: isAlive && (isWaiting || isPast),
+          hasExpired: expired().length > 0,
+          isListening: signals.isListening(),
+          hasSuspects: isAlive && hasSuspects,
+          recalled: paused.size === 0
+            ? cancelled
+            : [...cancelled, ...Array.from(held.values()).filter(isPaused).map(({ intent }) => intent)]
         }
       }
-      const isPast = due !== null && due <= 0
-      // What the last claim has not found is further back.
-      if (isWaiting && wasShort) floors.sweep()
-      if (isPast) {
-        // What the last look has left behind is from before.
-        isDue = true
-        promotedAt = 0
-      } else if (due !== null) wakeIn(due)
-      return {
-        isAlive,
-        isWaiting: isAlive && (isWaiting || isPast),
-        hasExpired: expired().length > 0,
-        isListening: signals.isListening()
-      }
-    }
+    ),
+    // What is new of its tags it hears of later.
+    () => isStale ? Effect.forkIn(Effect.ignore(Effect.andThen(learn, Effect.sync(wake))), scope) : Effect.void
   )
 
   const recover: Session["recover"] = Effect.suspend(() => {
@@ -463,13 +587,16 @@ export const open = Effect.fnUntraced(function*(
       if (ended.length === 0) return 0
       // Rows with these columns are what the statements answer.
       const ids = ended.map(([id]) => id as bigint)
-      const freed = (yield* run("What ended sessions had claimed could not be freed", statements.free, [
-        ids
-      ])) as ReadonlyArray<FreedRow>
+      const what = "What ended sessions had claimed could not be freed"
+      const both_ = [ids, ids.map((id) => -id)]
+      const freed = (yield* run(what, statements.free, both_)) as ReadonlyArray<FreedRow>
+      const freedKeyed = (yield* run(what, statements.freeKeyed, both_)) as ReadonlyArray<FreedRow>
       // What a transaction of theirs still holds is freed by whoever next finds that their beat does not move.
-      const finished = freed.flatMap(([id, leased, locked]) => leased === locked ? [id] : [])
+      const finished = ids.filter((id) =>
+        [...freed, ...freedKeyed].every(([of, leased, locked]) => of !== id || leased === locked)
+      )
       if (finished.length > 0) yield* run("Ended sessions could not be removed", statements.unregister, [finished])
-      return freed[0]?.[3] ?? 0
+      return (freed[0]?.[3] ?? 0) + (freedKeyed[0]?.[3] ?? 0)
     })).pipe(Effect.tap((count) => {
       if (count === 0) return Effect.void
       // What they had may be in queues that this session does not know.
@@ -485,19 +612,19 @@ export const open = Effect.fnUntraced(function*(
       yield* run("A limit could not be set", "SET LOCAL lock_timeout = '3s'")
       yield* run("The session could not be ended", statements.unregister, [[session]])
       yield* reclaim(run)
-      if (held.size === 0) return hasFreed
-      yield* run("What the session had claimed could not be freed", statements.leave, [
-        session,
-        Array.from(held.values()),
-        Array.from(held.keys())
-      ])
+      const places = Array.from(held.values())
+      const what = "What the session had claimed could not be freed"
+      const unkeyed = places.filter((place) => !hasKey(place))
+      if (unkeyed.length > 0) yield* run(what, statements.leave, waitingAt(session, unkeyed))
+      const withKeys = places.filter(hasKey)
+      if (withKeys.length > 0) yield* run(what, statements.leaveKeyed, keyedAt(session, withKeys))
       return hasFreed
     })).pipe(
       // Closing waits for nobody for ever, though it can't be interrupted.
       Effect.interruptible,
       Effect.timeout("10 seconds"),
       Effect.map((hasFreed) => {
-        if (hasFreed) signals.tell({ _tag: "Freed", queues: queueIds })
+        if (hasFreed) signals.tell({ _tag: "Freed", queues: subscribed.ids })
       }),
       Effect.catch((cause) =>
         Effect.logWarning("A session could not be closed. Others end it when its lease is over", cause)
@@ -506,38 +633,42 @@ export const open = Effect.fnUntraced(function*(
   )
 
   yield* Effect.acquireRelease(
-    control.run("The session could not be opened", statements.register, [session, Duration.toMillis(options.lease)]),
+    control.run("The session could not be opened", statements.register, [
+      session,
+      Duration.toMillis(options.lease),
+      subscribed.ids
+    ]),
     () => Effect.andThen(leave, Effect.sync(() => sessions.delete(leave)))
   )
   sessions.add(leave)
-  yield* signals.subscribe({ queues: new Set(queueIds), wake, due: wakeIn })
-  yield* control.run("Old idempotency keys could not be forgotten", statements.forget, [forgetAtOnce]).pipe(
-    Effect.ignore({ log: "Debug" }),
-    Effect.repeat(Schedule.spaced(forgetEvery)),
-    Effect.forkScoped
-  )
-  return { claim, settle, settleInTransaction, beat, recover, wakes }
+  yield* signals.subscribe({ hears, wake: hear, due: wakeIn })
+  yield* Effect.forkScoped(Effect.repeat(
+    Effect.ignore(
+      Effect.andThen(
+        control.run("Old idempotency keys could not be forgotten", statements.forget, [forgetAtOnce]),
+        options.keepDelivered === undefined
+          ? Effect.void
+          : control.run("Old deliveries could not be forgotten", statements.clean, [
+            options.keepDelivered,
+            forgetAtOnce
+          ])
+      ),
+      { log: "Debug" }
+    ),
+    Schedule.spaced(forgetEvery)
+  ))
+  return { claim, claimSuspect, settle, start, settleInTransaction, permit, beat, recover, wakes }
 })
 
-const placeOf = ({ id, token }: Claimed): Place => {
-  if (token instanceof Place) return token
-  throw new Error(`Epilogue: the delivery of intent ${id} was not claimed from a PgOutboxStore`)
-}
+/** What is left of the room when these were claimed. */
+const without = ({ bytes, rows, tags }: Room, claimed: ReadonlyArray<Claimed>): Room => ({
+  rows: rows - claimed.length,
+  bytes: bytes - claimed.reduce((sum, { payload }) => sum + Buffer.byteLength(payload), 0),
+  tags: tags && new Map(Array.from(tags, ([tag, left]) => [
+    tag,
+    left - claimed.filter((each) => each.tag === tag).length
+  ]))
+})
 
 /** Not one from a sequence: after a restore that would begin again, and a new session would have the leases of an old one. */
 const newSession = (): bigint => BigInt.asUintN(62, crypto.getRandomValues(new BigInt64Array(1))[0]!) + 1n
-
-const isLater = (settlement: Settlement): settlement is Extract<Settlement, { readonly delay: number }> =>
-  "delay" in settlement
-
-const delayOf = (settlement: Settlement): bigint =>
-  isLater(settlement) ? BigInt(Math.ceil(Math.min(Math.max(settlement.delay, 0), 1e13))) : 0n
-
-const failureOf = (settlement: Settlement): string | undefined =>
-  "failure" in settlement ? settlement.failure : undefined
-
-/** PostgreSQL cannot store U+0000 in a text. */
-const orNulls = (values: ReadonlyArray<string | undefined>) =>
-  values.every((value) => value === undefined)
-    ? `{${values.map(() => "NULL").join(",")}}`
-    : values.map((value) => value?.replaceAll("\0", "\uFFFD") ?? null)

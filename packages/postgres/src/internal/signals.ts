@@ -18,9 +18,9 @@ import type { Connections } from "./connections.ts"
 
 /** Who wants to know what happens to some queues. */
 export interface Subscriber {
-  readonly queues: ReadonlySet<number>
-  /** Something may be waiting, perhaps before what was seen already. */
-  readonly wake: (isFreed: boolean) => void
+  readonly hears: (queue: number) => boolean
+  /** Something may be waiting: new, perhaps with keys alone, or before what was seen already. */
+  readonly wake: (what: "added" | "keyed" | "freed") => void
   /** Something is due after so many milliseconds. */
   readonly due: (milliseconds: number) => void
 }
@@ -28,12 +28,15 @@ export interface Subscriber {
 /** What has happened to which queues: something new waits there, is free again, or is due in so many milliseconds. */
 export type News =
   | { readonly _tag: "Added"; readonly queues: ReadonlyArray<number> }
+  | { readonly _tag: "Keyed"; readonly queues: ReadonlyArray<number> }
   | { readonly _tag: "Freed"; readonly queues: ReadonlyArray<number> | undefined }
   | { readonly _tag: "Due"; readonly queues: ReadonlyArray<number>; readonly due: number }
 
 export interface Signals {
   /** Tells the subscribers of this process, and lets a notification be sent to others. Does not wait for that. */
   readonly tell: (news: News) => void
+  /** Tells the subscribers of this process alone. */
+  readonly tellHere: (news: News) => void
   /** Subscribes until the scope closes. As long as anybody does, the process listens to what others notify. */
   readonly subscribe: (subscriber: Subscriber) => Effect.Effect<void, never, Scope.Scope>
   /** Whether notifications are known to arrive. */
@@ -69,11 +72,13 @@ const Message = Schema.fromJsonString(Schema.Struct({
   origin: Schema.String,
   /** The queues in which something waits. */
   added: Schema.Array(Schema.Int),
+  /** Those in which something with a key waits. */
+  keyed: Schema.optionalKey(Schema.Array(Schema.Int)),
   /** Those in which something is free again, `null` for all of them. */
   freed: Schema.NullOr(Schema.Array(Schema.Int)),
   /** Queues, and in how many milliseconds something is due there. */
   due: Schema.Array(Schema.Tuple([Schema.Int, Schema.Finite])),
-  /** Sent by a test of the connection. */
+  /** What a test of the connection waits for. */
   nonce: Schema.optional(Schema.String)
 }))
 type Message = typeof Message.Type
@@ -94,28 +99,35 @@ export const make = Effect.fnUntraced(function*(options: {
 
   // Here -------------------------------------------------------------------------------------------------------------
 
-  const wakeHere = (isFreed: boolean, queues?: ReadonlyArray<number>): void => {
+  const wakeHere = (what: "added" | "keyed" | "freed", queues?: ReadonlyArray<number>): void => {
     for (const subscriber of subscribers) {
-      if (queues === undefined || queues.some((queue) => subscriber.queues.has(queue))) subscriber.wake(isFreed)
+      if (queues === undefined || queues.some(subscriber.hears)) subscriber.wake(what)
     }
   }
   const dueHere = (queue: number, milliseconds: number): void => {
     for (const subscriber of subscribers) {
-      if (subscriber.queues.has(queue)) subscriber.due(milliseconds)
+      if (subscriber.hears(queue)) subscriber.due(milliseconds)
     }
   }
 
   // To others: what is told while a notification is under way goes into the next one ------------------------------------
 
   const added = new Set<number>()
+  const keyed = new Set<number>()
   const due = new Map<number, number>()
   let freed: Set<number> | undefined = new Set()
+  let nonce: string | undefined
   const hasUntold = Latch.makeUnsafe()
+  /** Opened for what does not wait for others to go with it. */
+  const isUrgent = Latch.makeUnsafe()
 
   const add = (news: News): void => {
     switch (news._tag) {
       case "Added":
         for (const queue of news.queues) added.add(queue)
+        break
+      case "Keyed":
+        for (const queue of news.queues) keyed.add(queue)
         break
       case "Freed":
         if (news.queues === undefined) freed = undefined
@@ -130,10 +142,14 @@ export const make = Effect.fnUntraced(function*(options: {
     const message: Message = {
       origin,
       added: Array.from(added),
+      keyed: Array.from(keyed),
       freed: freed === undefined ? null : Array.from(freed),
-      due: Array.from(due)
+      due: Array.from(due),
+      ...(nonce !== undefined && { nonce })
     }
+    nonce = undefined
     added.clear()
+    keyed.clear()
     due.clear()
     freed = new Set()
     return message
@@ -141,11 +157,12 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const flush = Effect.suspend(() => {
     hasUntold.closeUnsafe()
-    if (added.size + due.size + (freed?.size ?? 1) === 0) return Effect.void
+    isUrgent.closeUnsafe()
+    if (added.size + keyed.size + due.size + (freed?.size ?? 1) === 0 && nonce === undefined) return Effect.void
     const message = take()
     const payload = encodeMessage(message)
     return notify(
-      payload.length > maxPayload ? encodeMessage({ ...message, added: [], freed: null, due: [] }) : payload
+      payload.length > maxPayload ? encodeMessage({ ...message, added: [], keyed: [], freed: null, due: [] }) : payload
     )
       .pipe(
         // Whoever is not told finds out at the next poll.
@@ -157,7 +174,10 @@ export const make = Effect.fnUntraced(function*(options: {
   const telling = yield* Effect.forkDetach(
     Effect.forever(
       Effect.uninterruptibleMask((restore) =>
-        restore(hasUntold.await).pipe(Effect.andThen(flush), Effect.andThen(restore(Effect.sleep(notifyEvery))))
+        restore(hasUntold.await).pipe(
+          Effect.andThen(flush),
+          Effect.andThen(restore(Effect.timeoutOption(isUrgent.await, notifyEvery)))
+        )
       )
     )
   )
@@ -172,28 +192,30 @@ export const make = Effect.fnUntraced(function*(options: {
 
   const hear = (payload: string): void => {
     const message = Option.getOrUndefined(decodeMessage(payload))
-    if (message === undefined) return wakeHere(true)
-    if (message.nonce !== undefined) {
-      const nonce = nonces.get(message.nonce)
-      if (nonce !== undefined) Deferred.doneUnsafe(nonce, Effect.void)
-    } else if (message.origin !== origin) {
-      wakeHere(false, message.added)
-      wakeHere(true, message.freed ?? undefined)
+    if (message === undefined) return wakeHere("freed")
+    const awaited = message.nonce === undefined ? undefined : nonces.get(message.nonce)
+    if (awaited !== undefined) Deferred.doneUnsafe(awaited, Effect.void)
+    if (message.origin !== origin) {
+      wakeHere("added", message.added)
+      wakeHere("keyed", message.keyed ?? [])
+      wakeHere("freed", message.freed ?? undefined)
       for (const [queue, milliseconds] of message.due) dueHere(queue, milliseconds)
     }
   }
 
-  /** Sends itself something the long way round, and notes whether it arrives. */
+  /**
+   * Sends itself something the long way round, and notes whether it arrives. It goes with what is told next: interrupted while
+   * it is sent, it would take the connection with it.
+   */
   const test = Effect.gen(function*() {
-    const nonce = randomUUID()
+    const sent = randomUUID()
     const arrived = yield* Deferred.make<void>()
-    nonces.set(nonce, arrived)
-    const exit = yield* notify(encodeMessage({ origin, added: [], freed: [], due: [], nonce })).pipe(
-      Effect.andThen(Deferred.await(arrived)),
-      Effect.timeout(testTimeout),
-      Effect.exit
-    )
-    nonces.delete(nonce)
+    nonces.set(sent, arrived)
+    nonce = sent
+    hasUntold.openUnsafe()
+    isUrgent.openUnsafe()
+    const exit = yield* Deferred.await(arrived).pipe(Effect.timeout(testTimeout), Effect.exit)
+    nonces.delete(sent)
     isListening = Exit.isSuccess(exit)
   })
 
@@ -202,7 +224,7 @@ export const make = Effect.fnUntraced(function*(options: {
     const connection = yield* PgConnection.make(config)
     const notifications = yield* connection.listen(channel)
     // What was notified before is lost.
-    wakeHere(true)
+    wakeHere("freed")
     yield* Effect.forkScoped(Effect.repeat(test, Schedule.spaced(testEvery)))
     yield* Effect.ignore(Effect.forever(Effect.map(Queue.take(notifications), ({ payload }) => hear(payload))))
   })).pipe(
@@ -218,15 +240,20 @@ export const make = Effect.fnUntraced(function*(options: {
     acquire: Effect.forkScoped(Effect.repeat(Effect.retry(listen, backoff), Schedule.spaced("100 millis")))
   })
 
+  const tellHere: Signals["tellHere"] = (news) => {
+    if (news._tag === "Due") {
+      for (const queue of news.queues) dueHere(queue, news.due)
+    } else {
+      wakeHere(news._tag === "Freed" ? "freed" : news._tag === "Keyed" ? "keyed" : "added", news.queues)
+    }
+  }
+
   return {
+    tellHere,
     tell: (news) => {
       add(news)
       hasUntold.openUnsafe()
-      if (news._tag === "Due") {
-        for (const queue of news.queues) dueHere(queue, news.due)
-      } else {
-        wakeHere(news._tag === "Freed", news.queues)
-      }
+      tellHere(news)
     },
     subscribe: Effect.fnUntraced(function*(subscriber) {
       yield* Effect.acquireRelease(

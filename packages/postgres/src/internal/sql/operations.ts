@@ -345,17 +345,18 @@ SELECT (SELECT count(*)::int4 FROM candidates), (SELECT count(*)::int4 FROM chan
       SELECT id FROM ${name}.queue AS v WHERE v.tag = q.tag AND v.version = q.version
     )
   ),
-  l.running >= l.most, (
-    SELECT least(l.size, b.tokens + l.rate * greatest(0, ${milliseconds("clock_timestamp() - b.filled_at")})) < 1 - 1e-6
-    FROM ${name}.bucket AS b WHERE b.tag = t.id
-  )
+  l.running >= b.most,
+  b.rate > 0 AND least(b.size, b.tokens + b.rate * greatest(0, ${
+          milliseconds("clock_timestamp() - b.filled_at")
+        })) < 1 - 1e-6
 FROM (
   ${parts.join("\n  UNION ALL ")}
 ) AS e JOIN ${name}.queue AS q ON q.id = e.queue
 LEFT JOIN ${name}.queue AS t ON t.tag = q.tag AND t.version = 0
 LEFT JOIN ${name}.worker AS w ON w.id = abs(e.lease) AND e.lease NOT IN (${free}, ${suspect})
+LEFT JOIN ${name}.bucket AS b ON b.tag = t.id
 CROSS JOIN LATERAL (
-  SELECT sum(p.running) AS running, min(p.most) AS most, min(p.size) AS size, min(p.rate) AS rate
+  SELECT sum(p.running) AS running
   FROM ${name}.permit AS p JOIN ${name}.worker AS o ON o.id = p.session AND o.beat >= 0 WHERE p.tag = t.id
 ) AS l
 LIMIT 1`,
