@@ -63,13 +63,15 @@ const explain = Effect.fnUntraced(function*(
 const batch = 100
 
 /** Asserts that a plan is fine: no table is read as a whole, and all it touches is in proportion to the batch. */
-const assertFlat = (plan: unknown, what: string) => {
+const assertFlat = (plan: unknown, what: string, buffers = 20) => {
   const root = plan as Node
   const nodes = nodesOf(root)
-  const scans = nodes.filter((node) => node["Node Type"] === "Seq Scan" && node["Relation Name"] === "waiting")
+  const scans = nodes.filter((node) =>
+    node["Node Type"] === "Seq Scan" && ["waiting", "keyed", "delayed"].includes(node["Relation Name"] ?? "")
+  )
   assert.deepStrictEqual(scans, [], `${what} reads the whole table:\n${show(root)}`)
   const touched = root["Shared Hit Blocks"] + root["Shared Read Blocks"]
-  assert.isBelow(touched, batch * 20, `${what} touches too many buffers:\n${show(root)}`)
+  assert.isBelow(touched, batch * buffers, `${what} touches too many buffers:\n${show(root)}`)
   for (const node of nodes) {
     const rows = (node["Actual Rows"] + (node["Rows Removed by Filter"] ?? 0)) * node["Actual Loops"]
     assert.isBelow(rows, batch * 4, `${what}: a ${node["Node Type"]} handles too many rows:\n${show(root)}`)
@@ -93,7 +95,10 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
       FROM generate_series(1, 100000) AS n`
     return sql
   })
-  const queues = `'{${Array.from({ length: 20 }, (_, index) => index + 1).join(",")}}'`
+  const list = (values: ReadonlyArray<number | string>) => `'{${values.join(",")}}'`
+  const tags = Array.from({ length: 20 }, (_, index) => index + 1)
+  const queues = list(tags)
+  const each = (value: string, count = batch) => list(Array.from({ length: count }, () => value))
 
   it.effect(
     "claims, settlements and promotions touch what they take, with and without statistics",
@@ -101,30 +106,42 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
       Effect.gen(function*() {
         const sql = yield* fill
         const { floor } = (yield* sql<{ floor: string }>`SELECT min(id)::text AS floor FROM epilogue.waiting`)[0]!
-        const floors = `'{${Array.from({ length: 20 }, () => floor).join(",")}}'`
+        const floors = each(floor, 20)
         const check = Effect.gen(function*() {
           for (const mode of ["force_custom_plan", "force_generic_plan"] as const) {
             const explained = (what: string, statement: string, args: ReadonlyArray<string>) =>
               Effect.map(explain(statement, args, mode), (plan) => assertFlat(plan, `${what} by ${mode}`))
-            yield* explained("a claim", statements.claim, ["1", queues, floors, `${batch / 20}`, `${batch}`, "1e9"])
+            yield* explained("a claim", statements.claim, [
+              "1",
+              queues,
+              floors,
+              each(`${batch / 20}`, 20),
+              each(`${batch}`, 20),
+              `${batch}`,
+              "1e9",
+              queues
+            ])
             yield* explained("a claim of one queue", statements.claim, [
               "1",
               "'{1}'",
               `'{${floor}}'`,
+              `'{${batch}}'`,
+              `'{${batch}}'`,
               `${batch}`,
-              `${batch}`,
-              "1e9"
+              "1e9",
+              "'{1}'"
             ])
             yield* explained("a promotion", statements.promote, [queues, "500", "0"])
-            yield* explained("a beat", statements.beat, ["1", queues, floors])
+            yield* explained("a beat", statements.beat, ["1", queues, floors, floors, queues])
+            yield* explained("a look for suspects", statements.claimSuspect, ["1", queues, queues])
             const places = yield* sql<{ queues: string; ids: string }>`WITH few AS (
               UPDATE epilogue.waiting SET lease = 1 WHERE (queue, id) IN (
                 SELECT queue, id FROM epilogue.waiting ORDER BY id LIMIT ${batch}
               ) RETURNING queue, id
             ) SELECT array_agg(queue)::text AS queues, array_agg(id)::text AS ids FROM few`
             const where = [`'${places[0]!.queues}'`, `'${places[0]!.ids}'`]
+            yield* explained("a record of starts", statements.start, ["1", ...where])
             yield* explained("a settlement of successes", statements.succeed, ["1", ...where])
-            const each = (value: string) => `'{${Array.from({ length: batch }, () => value).join(",")}}'`
             yield* explained("a settlement of failures", statements.settle, [
               "1",
               ...where,
@@ -142,4 +159,74 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
       }),
     180_000
   )
+
+  for (const keys of [100, 100_000]) {
+    it.effect(
+      `claims and settlements of ${keys} keys touch what they take, with and without statistics`,
+      () =>
+        Effect.gen(function*() {
+          const sql = yield* PgClient.PgClient
+          yield* sql`TRUNCATE epilogue.keyed`
+          // Of each key the first one is ready, and then the row that a claim has not made unready yet.
+          yield* sql`INSERT INTO epilogue.keyed (tag, queue, lane, id, ready, enqueued_at, intent, partition_key, payload)
+            SELECT 1, 1, md5((n % ${keys}::int)::text)::uuid, nextval('epilogue.position'), n < ${keys}::int OR n % 50 = 0, now(),
+              gen_random_uuid(), n % ${keys}::int, repeat('x', 120)
+            FROM generate_series(0, 199999) AS n`
+          const check = Effect.gen(function*() {
+            for (const mode of ["force_custom_plan", "force_generic_plan"] as const) {
+              const explained = (what: string, statement: string, args: ReadonlyArray<string>) =>
+                // Of each lane, what comes next is looked for as well.
+                Effect.map(explain(statement, args, mode), (plan) => assertFlat(plan, `${what} by ${mode}`, 40))
+              yield* explained("a claim", statements.claimKeyed, [
+                "1",
+                "'{1}'",
+                "'{0}'",
+                "'{10}'",
+                "'{1}'",
+                `${batch}`,
+                "1e9",
+                "'{}'",
+                "'{}'",
+                `${batch}`
+              ])
+              const lanes = yield* sql<{ tags: string; lanes: string; ids: string }>`WITH few AS (
+                UPDATE epilogue.keyed SET lease = 1 WHERE id IN (
+                  SELECT id FROM epilogue.keyed WHERE ready ORDER BY queue, id LIMIT ${batch}
+                ) RETURNING tag, lane, id
+              ) SELECT array_agg(tag)::text AS tags, array_agg(lane)::text AS lanes, array_agg(id)::text AS ids FROM few`
+              const where = [`'${lanes[0]!.tags}'`, `'${lanes[0]!.lanes}'`, `'${lanes[0]!.ids}'`]
+              yield* explained("a claim of lanes that go on", statements.claimKeyed, [
+                "1",
+                "'{1}'",
+                "'{0}'",
+                "'{10}'",
+                "'{1}'",
+                `${batch}`,
+                "1e9",
+                where[0]!,
+                where[1]!,
+                `${batch}`
+              ])
+              yield* explained("a record of starts", statements.startKeyed, ["1", ...where])
+              yield* explained("a settlement of successes", statements.succeedKeyed, ["1", ...where])
+              yield* explained("a settlement of failures", statements.settleKeyed, [
+                "1",
+                ...where,
+                each("1"),
+                each("1000"),
+                each("failed"),
+                each("NULL"),
+                each("false")
+              ])
+              yield* explained("a look for suspects", statements.claimSuspectKeyed, ["1", "'{1}'", "'{1}'"])
+              yield* sql`UPDATE epilogue.keyed SET lease = 0 WHERE lease = 1`
+            }
+          })
+          yield* check
+          yield* sql`VACUUM ANALYZE epilogue.keyed`
+          yield* check
+        }),
+      180_000
+    )
+  }
 })
