@@ -269,7 +269,7 @@ export class Work {
 
   /** Lets a slot run jobs, also when what it ran was interrupted. */
   private keepRunning(slot: Slot): Effect.Effect<void> {
-    const run = Effect.flatMap(Effect.forkChild(this.deliverAll(slot)), (fiber) => {
+    const run = Effect.flatMap(Effect.forkChild(this.deliverAll(slot), { startImmediately: true }), (fiber) => {
       slot.fiber = fiber
       return Fiber.await(fiber)
     })
