@@ -192,6 +192,7 @@ const make = Effect.fnUntraced(function*(
       )
       const duplicates = duplicatesIn(envelopes)
       const known = new Map<number, string>()
+      let transaction: string | undefined
       const placed = envelopes.flatMap((envelope, index) =>
         duplicates.has(index) ? [] : [{
           envelope,
@@ -206,9 +207,12 @@ const make = Effect.fnUntraced(function*(
           batch.isKeyed ? statements.appendKeyed : statements.append,
           batch.params
         )
-        for (const [place, id] of rows) known.set(batch.placed[Number(place) - 1]!.index, String(id))
+        for (const [place, told] of rows) {
+          if (place === null) transaction = String(told)
+          else known.set(batch.placed[Number(place) - 1]!.index, String(told))
+        }
       }
-      return answer(envelopes, known, duplicates)
+      return answer(envelopes, known, duplicates, transaction)
     }),
     wake: (envelopes) =>
       Effect.clockWith((clock) =>

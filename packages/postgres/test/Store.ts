@@ -2,7 +2,7 @@
  * What the tests of the store share: a store in a database of the test file's own, envelopes, and sessions.
  */
 import { PgClient } from "@effect/sql-pg"
-import type { Envelope } from "@epilogue/core/IntentSink"
+import type { Appended, Envelope } from "@epilogue/core/IntentSink"
 import { OutboxStore } from "@epilogue/core/OutboxStore"
 import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
 import { PgOutboxStore } from "@epilogue/postgres"
@@ -45,6 +45,9 @@ export const envelope = (options?: Partial<Envelope>): Envelope => ({
   traceparent: undefined,
   ...options
 })
+
+/** What was answered to an append, but for what names the transaction. */
+export const answersOf = (appended: ReadonlyArray<Appended>) => appended.map(({ duplicate, id }) => ({ id, duplicate }))
 
 /** Several of one tag. */
 export const envelopes = (count: number, options?: Partial<Envelope>): ReadonlyArray<Envelope> => {

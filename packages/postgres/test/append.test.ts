@@ -4,7 +4,7 @@ import { assert, it } from "@effect/vitest"
 import { OutboxStore } from "@epilogue/core/OutboxStore"
 import { Effect, Exit, Fiber, Latch, Queue } from "effect"
 import { SqlClient, SqlError } from "effect/sql"
-import { all, another, envelope, envelopes, layerStore, open, storeOver } from "./Store.ts"
+import { all, another, answersOf, envelope, envelopes, layerStore, open, storeOver } from "./Store.ts"
 
 /** Waits until a statement of another connection waits for a lock. */
 const untilBlocked = Effect.gen(function*() {
@@ -38,7 +38,7 @@ it.layer(layerStore)("append", (it) => {
         yield* end.open
         yield* Fiber.join(transaction)
         assert.deepStrictEqual(
-          yield* Fiber.join(waiting),
+          answersOf(yield* Fiber.join(waiting)),
           ending === "commits" ? [{ id: first!.id, duplicate: true }] : [{ id: second!.id, duplicate: false }]
         )
       }))

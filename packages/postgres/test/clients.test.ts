@@ -2,7 +2,7 @@
 import { type PgClient, PgTypes } from "@effect/sql-pg"
 import { assert, it } from "@effect/vitest"
 import { Effect } from "effect"
-import { all, another, envelope, layerStore, open, storeOver } from "./Store.ts"
+import { all, another, answersOf, envelope, layerStore, open, storeOver } from "./Store.ts"
 
 /** Reads and writes no value that PostgreSQL knows. */
 const makeHostileRegistry = () => {
@@ -43,11 +43,11 @@ it.layer(layerStore)("clients", (it) => {
         const rolledBack = Effect.fail("rolled back" as const)
         yield* client.withTransaction(Effect.gen(function*() {
           yield* store.append([first])
-          assert.deepStrictEqual(yield* store.append([keyed, later]), [
+          assert.deepStrictEqual(answersOf(yield* store.append([keyed, later])), [
             { id: keyed.id, duplicate: false },
             { id: later.id, duplicate: false }
           ])
-          assert.deepStrictEqual(yield* store.append([second]), [{ id: keyed.id, duplicate: true }])
+          assert.deepStrictEqual(answersOf(yield* store.append([second])), [{ id: keyed.id, duplicate: true }])
           yield* store.mark!("here")
           yield* Effect.flip(client.withTransaction(Effect.andThen(store.mark!("there"), rolledBack)))
           assert.deepStrictEqual(yield* store.marks!, new Set(["here"]))

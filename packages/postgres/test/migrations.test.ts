@@ -6,7 +6,7 @@ import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
 import { PgOutboxStore } from "@epilogue/postgres"
 import { Effect, Exit, Redacted } from "effect"
 import { SqlClient } from "effect/sql"
-import { all, another, envelope, open, storeOver } from "./Store.ts"
+import { all, another, answersOf, envelope, open, storeOver } from "./Store.ts"
 
 let schemas = 0
 const freshSchema = () => `schema${schemas++}`
@@ -94,7 +94,7 @@ it.layer(TestDatabase.layer)("migrations", (it) => {
       yield* here.append([added])
       const session = yield* open(there, [added.tag])
       assert.deepStrictEqual(yield* session.claim(all), [])
-      assert.deepStrictEqual(yield* there.append([added]), [{ id: added.id, duplicate: false }])
+      assert.deepStrictEqual(answersOf(yield* there.append([added])), [{ id: added.id, duplicate: false }])
       assert.strictEqual((yield* session.claim(all)).length, 1)
     }))
 

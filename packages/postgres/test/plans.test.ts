@@ -82,6 +82,7 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
   const fill = Effect.gen(function*() {
     const sql = yield* PgClient.PgClient
     yield* sql`INSERT INTO epilogue.queue (tag, version) SELECT 'Tag' || n, 1 FROM generate_series(1, 20) AS n`
+    yield* sql`INSERT INTO epilogue.queue (tag, version) SELECT 'Tag' || n, 0 FROM generate_series(1, 20) AS n`
     yield* sql`INSERT INTO epilogue.worker (id, lease_ms) VALUES (1, 30000)`
     const rows = (count: number) =>
       sql`INSERT INTO epilogue.waiting (queue, id, enqueued_at, intent, payload)
@@ -132,7 +133,14 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
               "'{1}'"
             ])
             yield* explained("a promotion", statements.promote, [queues, "500", "0"])
-            yield* explained("a beat", statements.beat, ["1", queues, floors, floors, queues])
+            yield* explained("a beat", statements.beat, [
+              "1",
+              queues,
+              floors,
+              floors,
+              list(tags.map((tag) => `Tag${tag}`)),
+              each("1", 20)
+            ])
             yield* explained("a look for suspects", statements.claimSuspect, ["1", queues, queues])
             const places = yield* sql<{ queues: string; ids: string }>`WITH few AS (
               UPDATE epilogue.waiting SET lease = 1 WHERE (queue, id) IN (

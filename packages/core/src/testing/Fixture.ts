@@ -82,7 +82,7 @@ export class Fixture {
 
   /** Appends as a boundary does: in a transaction if the store has them, and then lets workers know. */
   append(...envelopes: ReadonlyArray<Envelope>): Effect.Effect<ReadonlyArray<Appended>, unknown> {
-    const append = this.store.append(envelopes)
+    const append = Effect.map(this.store.append(envelopes), answersOf)
     const { client } = this.store
     return Effect.tap(client === undefined ? append : client.withTransaction(append), this.store.wake(envelopes))
   }
@@ -142,6 +142,10 @@ export class Fixture {
 }
 
 const leaseMoments = 4
+
+/** What was answered to an append, but for what names the transaction. */
+export const answersOf = (appended: ReadonlyArray<Appended>): ReadonlyArray<Appended> =>
+  appended.map(({ duplicate, id }) => ({ id, duplicate }))
 
 /** The depth of a tag of which there is nothing. */
 export const none = (tag: string): Depth => ({ tag, waiting: 0, claimed: 0, delayed: 0, dead: 0, oldest: 0 })

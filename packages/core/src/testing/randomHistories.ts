@@ -11,7 +11,7 @@ import type { Appended, Envelope } from "../Envelope.ts"
 import type { Entry } from "../Operations.ts"
 import type { Session, Settlement, Subscription } from "../OutboxStore.ts"
 import { equal } from "./check.ts"
-import { claim, type Ending, everything, Fixture, freshTag, settlement } from "./Fixture.ts"
+import { answersOf, claim, type Ending, everything, Fixture, freshTag, settlement } from "./Fixture.ts"
 import { histories, type History, type Item, show, type Step } from "./history.ts"
 import type { SuiteOptions, Test } from "./OutboxStoreConformance.ts"
 import { type Held, type Limits, type Meant, type Moment, Reference, type Worker } from "./reference.ts"
@@ -223,13 +223,15 @@ const live = Effect.fnUntraced(function*(
     const rolledBack: Array<Appended> = []
     const rollBack = Effect.ignore(fixture.client.withTransaction(
       Effect.andThen(
-        Effect.map(store.append(envelopes.slice(half)), (appended) => void rolledBack.push(...appended)),
+        Effect.map(store.append(envelopes.slice(half)), (appended) => void rolledBack.push(...answersOf(appended))),
         Effect.fail("rolled back")
       )
     ))
     const appending = half === 0
       ? Effect.as(rollBack, [])
-      : fixture.client.withTransaction(Effect.tap(store.append(envelopes.slice(0, half)), rollBack))
+      : fixture.client.withTransaction(
+        Effect.tap(Effect.map(store.append(envelopes.slice(0, half)), answersOf), rollBack)
+      )
     yield* timed(appending, (appended, at) => {
       reference.append(envelopes.slice(0, half), appended, at, true)
       reference.append(envelopes.slice(half), rolledBack, at, false)

@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import { equal } from "./check.ts"
-import { claimExactly, claimNothing, claimOne, endings, settle, succeed } from "./Fixture.ts"
+import { answersOf, claimExactly, claimNothing, claimOne, endings, settle, succeed } from "./Fixture.ts"
 import type { Test } from "./OutboxStoreConformance.ts"
 
 export const transactions = (test: Test): void => {
@@ -14,7 +14,7 @@ export const transactions = (test: Test): void => {
       const session = yield* fixture.open()
       const envelope = fixture.envelope()
       yield* fixture.client.withTransaction(Effect.gen(function*() {
-        equal(yield* fixture.store.append([envelope]), [{ id: envelope.id, duplicate: false }], "the answer")
+        equal(answersOf(yield* fixture.store.append([envelope])), [{ id: envelope.id, duplicate: false }], "the answer")
         yield* claimNothing(session)
       }))
       yield* claimExactly(session, [envelope.id])

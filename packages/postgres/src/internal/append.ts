@@ -99,16 +99,21 @@ export const arrayOf = (values: ReadonlyArray<string | number | undefined>): str
 
 const quote = (value: string): string => `"${value.replaceAll(/["\\]/g, "\\$&")}"`
 
-/** What to answer: for each of a batch the id that its key stands for, if it has one, and for duplicates that of the first. */
+/**
+ * What to answer: for each of a batch the id that its key stands for, if it has one, for duplicates that of the first; and once,
+ * what names the transaction.
+ */
 export const answer = (
   envelopes: ReadonlyArray<Envelope>,
   known: ReadonlyMap<number, string>,
-  duplicates: ReadonlyMap<number, number>
+  duplicates: ReadonlyMap<number, number>,
+  transaction: string | undefined
 ): ReadonlyArray<Appended> =>
   envelopes.map(({ id }, index) => {
+    const told = index === 0 ? { transaction } : {}
     const first = duplicates.get(index)
-    if (first !== undefined) return { id: known.get(first) ?? envelopes[first]?.id ?? id, duplicate: true }
+    if (first !== undefined) return { id: known.get(first) ?? envelopes[first]?.id ?? id, duplicate: true, ...told }
     const found = known.get(index) ?? id.toLowerCase()
     const duplicate = found !== id.toLowerCase()
-    return { id: duplicate ? found : id, duplicate }
+    return { id: duplicate ? found : id, duplicate, ...told }
   })

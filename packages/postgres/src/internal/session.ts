@@ -90,6 +90,7 @@ export const open = Effect.fnUntraced(function*(
   const { beats, claims, client, control, queues, sessions, settles, signals, statements } = options
   const subscribed = new Subscribed(options.subscriptions)
   const tags = Array.from(subscribed.subscriptions.keys())
+  const versions = options.subscriptions.flatMap((each) => each.versions.map((version) => ({ tag: each.tag, version })))
   const session = newSession()
   const clock = yield* Clock.clockWith(Effect.succeed)
   // Milliseconds of a clock that nobody sets.
@@ -507,7 +508,8 @@ export const open = Effect.fnUntraced(function*(
           subscribed.ids,
           floorsOf(waiting),
           floorsOf(keyed),
-          subscribed.tagsOf(subscribed.ids.map((id) => subscribed.queueOf(id)))
+          versions.map(({ tag }) => tag),
+          versions.map(({ version }) => version)
         ])
       }),
       (rows): Beat => {

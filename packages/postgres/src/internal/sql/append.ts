@@ -3,6 +3,7 @@
  *
  * The parameters of what runs on the user's client are text, whatever types that client knows.
  */
+import { transactionMark } from "@epilogue/core/Outbox"
 import { bucketOf, columns, interval, lockClass, milliseconds, next } from "./names.ts"
 
 export const append = (name: string) => ({
@@ -24,16 +25,19 @@ UNION ALL SELECT id, tag, version, priority FROM ${name}.queue JOIN given USING 
   /** Every queue of the tags `$1`: `[id, tag, version, priority]`. */
   queuesOf: `SELECT id, tag, version, priority FROM ${name}.queue WHERE tag = ANY ($1::text[])`,
 
-  /** Adds intents that are due and have no key. */
-  append: `INSERT INTO ${name}.waiting (queue, id, enqueued_at, intent, traceparent, payload)
-SELECT queue, ${next(name)}, statement_timestamp(), intent, traceparent, payload
-FROM unnest($1::int4[], $2::uuid[], $3::text[], $4::text[])
-  WITH ORDINALITY AS given(queue, intent, traceparent, payload, n)
-ORDER BY n`,
+  /** Adds intents that are due and have no key. Answers `[nothing, what names the transaction]`. */
+  append: `WITH added AS (
+  INSERT INTO ${name}.waiting (queue, id, enqueued_at, intent, traceparent, payload)
+  SELECT queue, ${next(name)}, statement_timestamp(), intent, traceparent, payload
+  FROM unnest($1::int4[], $2::uuid[], $3::text[], $4::text[])
+    WITH ORDINALITY AS given(queue, intent, traceparent, payload, n)
+  ORDER BY n
+)
+SELECT NULL::bpchar, ${transactionMark}`,
 
   /**
-   * Adds intents that may be delayed or have keys, and answers, of each with an idempotency key, `[its place, the id that the
-   * key stands for]`. The keys are sorted, so that two of these never wait for each other.
+   * Adds intents that may be delayed or have keys. Answers the same, and then of each with an idempotency key `[its place, the
+   * id that the key stands for]`. The keys are sorted, so that two of these never wait for each other.
    */
   appendKeyed: `WITH given AS MATERIALIZED (
   SELECT queue, intent, traceparent, payload, digest, tag, lane, partition_key, n,
@@ -74,7 +78,8 @@ ORDER BY n`,
   SELECT due, queue, ${next(name)}, statement_timestamp(), intent, tag, lane, partition_key, traceparent, payload
   FROM fresh WHERE is_later ORDER BY n
 )
-SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (digest)`,
+SELECT NULL::bpchar, ${transactionMark}
+UNION ALL SELECT n::text::bpchar, known.intent::text::bpchar FROM known JOIN given USING (digest)`,
 
   // Neither answers with a type that a client could read in a way of its own: the first with no row at all.
   mark: `SELECT WHERE set_config('epilogue.marks',
