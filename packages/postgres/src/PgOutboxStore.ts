@@ -45,6 +45,7 @@ import * as Operations from "./internal/operations.ts"
 import * as Queues from "./internal/queues.ts"
 import * as Session from "./internal/session.ts"
 import * as Signals from "./internal/signals.ts"
+import * as Grants from "./internal/sql/grants.ts"
 import { quote } from "./internal/sql/names.ts"
 import * as Statements from "./internal/statements.ts"
 
@@ -125,6 +126,50 @@ export const migrationSql = (options?: Options): string => {
   const problem = problemOf(schema)
   if (problem !== undefined) throw new Error(`Epilogue: ${problem}`)
   return Migrations.script(schema)
+}
+
+/**
+ * The names of database roles that are there. One that is not named is not granted anything.
+ *
+ * @category options
+ * @since 0.1.0
+ */
+export interface GrantOptions extends Pick<Options, "schema"> {
+  /** May store intents, and neither read, claim nor delete any: for programs that only defer. */
+  readonly enqueuer?: string | undefined
+  /** May deliver intents, and store new ones. */
+  readonly worker?: string | undefined
+  /** May do what `OutboxAdmin` does. */
+  readonly operator?: string | undefined
+  /** May migrate: it owns the schema and its tables. */
+  readonly migrator?: string | undefined
+}
+
+/**
+ * What lets roles use a store, and each no more of it than it needs: one statement, which is safe to run again.
+ *
+ * **When to use**
+ *
+ * Where programs don't connect as the owner of the tables. A migration grants nothing to anybody.
+ *
+ * **Gotchas**
+ *
+ * The schema is made for a `migrator`. For the others the tables have to be there: run it again after each migration.
+ *
+ * @category migrations
+ * @since 0.1.0
+ */
+export const grantSql = ({ schema = defaultSchema, ...roles }: GrantOptions): string => {
+  const names = [roles.enqueuer, roles.worker, roles.operator, roles.migrator].filter((name) => name !== undefined)
+  const bad = names.find((name) => name.length === 0 || name.includes("\0") || Buffer.byteLength(name) > 63)
+  const problem = problemOf(schema)
+    ?? (names.length === 0
+      ? "Nothing can be granted to nobody. Name an `enqueuer`, a `worker`, an `operator` or a `migrator`."
+      : bad === undefined
+      ? undefined
+      : `${JSON.stringify(bad)} is no name for a role. Give one of 1 to 63 bytes.`)
+  if (problem !== undefined) throw new Error(`Epilogue: ${problem}`)
+  return Grants.script(schema, roles)
 }
 
 const defaultSchema = "epilogue"

@@ -62,8 +62,22 @@ const operator: Rights = {
   bucket: "SELECT"
 }
 
-/** The statements, in their order. */
-export const grants = (schema: string, roles: Roles): ReadonlyArray<string> => {
+/** One statement, so that it takes effect as a whole whoever runs it. */
+export const script = (schema: string, roles: Roles): string => {
+  const statements = grants(schema, roles).map((statement) => `  ${statement};`).join("\n")
+  let tag = "$epilogue$"
+  while (statements.includes(tag)) tag = tag.replace("$", "$_")
+  return `-- What the roles of Epilogue's store in the schema ${quote(schema)} may do. It is safe to run again.
+DO ${tag}
+DECLARE
+  found text;
+BEGIN
+${statements}
+END ${tag};
+`
+}
+
+const grants = (schema: string, roles: Roles): ReadonlyArray<string> => {
   const name = quote(schema)
   const grantTo = (role: string | undefined, rights: Rights): ReadonlyArray<string> =>
     role === undefined ? [] : [
@@ -81,28 +95,19 @@ export const grants = (schema: string, roles: Roles): ReadonlyArray<string> => {
 
 /** Only the owner of a table can alter it. */
 const own = (schema: string, migrator: string): ReadonlyArray<string> => [
-  `DO $epilogue$ DECLARE
-  found text;
-BEGIN
-  IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = ${literal(schema)}) THEN
+  `IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = ${literal(schema)}) THEN
     CREATE SCHEMA ${quote(schema)};
-  END IF;
-  ALTER SCHEMA ${quote(schema)} OWNER TO ${quote(migrator)};
-  -- The sequence of an identity column goes with its table.
-  FOR found IN
-    SELECT c.oid::regclass::text FROM pg_catalog.pg_class AS c
-    WHERE c.relnamespace = ${literal(schema)}::regnamespace AND c.relkind IN ('r', 'S') AND NOT EXISTS (
-      SELECT FROM pg_catalog.pg_depend AS d WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'i'
+  END IF`,
+  `ALTER SCHEMA ${quote(schema)} OWNER TO ${quote(migrator)}`,
+  // The sequence of an identity column goes with its table.
+  `FOR found IN
+    SELECT format('%I.%I', n.nspname, c.relname)
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = ${literal(schema)} AND c.relkind IN ('r', 'S') AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_depend AS d
+      WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'i'
     )
   LOOP
     EXECUTE 'ALTER TABLE ' || found || ' OWNER TO ' || ${literal(quote(migrator))};
-  END LOOP;
-END $epilogue$`
+  END LOOP`
 ]
-
-/** The same as a script. */
-export const script = (schema: string, roles: Roles): string =>
-  [
-    `-- What the roles of Epilogue's store in the schema ${quote(schema)} may do. It is safe to run again.`,
-    ...["BEGIN", ...grants(schema, roles), "COMMIT"].map((statement) => `${statement};`)
-  ].join("\n") + "\n"
