@@ -9,6 +9,8 @@ import * as Payload from "./Payload.ts"
 import * as Query from "./Query.ts"
 
 export interface Backlog extends Drain.Drained {
+  /** How many were registered a second, in transactions with a thousand each. */
+  readonly registered: number
   /** Bytes of write-ahead log for an intent, from its being registered to its being acknowledged. */
   readonly wal: number
 }
@@ -22,7 +24,9 @@ export const measure = Effect.fnUntraced(function*(queue: DurableQueue, options:
   yield* queue.bulk(Payload.many(rehearsal))
   yield* Drain.verify(queue, rehearsal)
   const before = yield* position
+  const start = process.hrtime.bigint()
   yield* Drain.fill(queue, options.expected)
+  const registered = options.expected / (Number(process.hrtime.bigint() - start) / 1e9)
   const filled = yield* position
   // Autovacuum would do so within a minute. Whether it comes before the worker or in its midst must not be left to chance.
   yield* sql`ANALYZE`
@@ -30,5 +34,5 @@ export const measure = Effect.fnUntraced(function*(queue: DurableQueue, options:
   const drained = yield* Drain.drain(queue, options)
   const after = yield* position
   const wal = (filled - before) / options.expected + (after - analyzed) / (options.expected * drained.part)
-  return { ...drained, wal } satisfies Backlog
+  return { ...drained, registered, wal } satisfies Backlog
 })

@@ -22,7 +22,7 @@ export interface DurableClaim {
 export const holds = ({ kind, limit, measured }: DurableClaim): boolean =>
   kind === "at least" ? measured.median >= limit : measured.median <= limit
 
-const make = (
+export const make = (
   text: string,
   measured: Spread.Spread,
   kind: DurableClaim["kind"],

@@ -83,7 +83,8 @@ const latency = (results: Results, from: (latencies: Latencies) => Latency): Rea
     ])
   )
 
-const claimed = (claims: ReadonlyArray<DurableClaim.DurableClaim>): string =>
+/** What is claimed, and whether it holds. */
+export const claimed = (claims: ReadonlyArray<DurableClaim.DurableClaim>): string =>
   table(
     ["claim", "measured", "limit", "holds"],
     claims.map((claim) => [
@@ -94,6 +95,12 @@ const claimed = (claims: ReadonlyArray<DurableClaim.DurableClaim>): string =>
     ])
   )
 
+/** With what, and how often, it was measured. */
+export const madeWith = (rounds: number, { graphile, postgres }: Versions): string =>
+  `PostgreSQL ${postgres} with its default settings, Node ${process.versions.node}, Effect ${getCurrentVersion()}, `
+  + `graphile-worker ${graphile}, ${availableParallelism()} cores. ${rounds} rounds by turns after a short one to warm up, a `
+  + `database of its own for each turn, ${Payload.size} bytes of payload. Figures are medians (min..max).`
+
 export const make = (
   results: Results,
   claims: ReadonlyArray<DurableClaim.DurableClaim>,
@@ -102,9 +109,7 @@ export const make = (
   const { settings } = results
   const limit = Duration.format(Duration.fromInputUnsafe(settings.limit))
   return [
-    `PostgreSQL ${versions.postgres} with its default settings, Node ${process.versions.node}, Effect ${getCurrentVersion()}, `
-    + `graphile-worker ${versions.graphile}, ${availableParallelism()} cores. ${settings.rounds} rounds by turns after a short one to warm up, a `
-    + `database of its own for each turn, ${Payload.size} bytes of payload. Figures are medians (min..max).`,
+    madeWith(settings.rounds, versions),
     ...section(
       "A transaction with one row and 2 intents, against the same one without, and how many with intents are made a second:",
       contenders.all,

@@ -6,14 +6,14 @@ import * as Effect from "effect/Effect"
 import type { DurableContender } from "./DurableContender.ts"
 
 /** What was measured of a contender, one value a round. */
-export type Samples<A> = (contender: DurableContender) => ReadonlyArray<A>
+export type Samples<A, C extends DurableContender = DurableContender> = (contender: C) => ReadonlyArray<A>
 
 /** Measures each contender once a round. What goes on is told on standard error. */
-export const measure = Effect.fnUntraced(function*<A, E, R>(
+export const measure = Effect.fnUntraced(function*<A, E, R, C extends DurableContender = DurableContender>(
   what: string,
-  contenders: ReadonlyArray<DurableContender>,
+  contenders: ReadonlyArray<C>,
   rounds: number,
-  turn: (contender: DurableContender) => Effect.Effect<A, E, R>
+  turn: (contender: C) => Effect.Effect<A, E, R>
 ) {
   const taken = new Map(contenders.map((contender) => [contender, new Array<A>()]))
   for (let round = 1; round <= rounds; round++) {
@@ -23,6 +23,6 @@ export const measure = Effect.fnUntraced(function*<A, E, R>(
       values.push(yield* turn(contender))
     }
   }
-  const samples: Samples<A> = (contender) => taken.get(contender) ?? []
+  const samples: Samples<A, C> = (contender) => taken.get(contender) ?? []
   return samples
 })

@@ -6,6 +6,8 @@ import * as Backlog from "./Backlog.ts"
 import * as Bulk from "./Bulk.ts"
 import * as contenders from "./contenders.ts"
 import * as Latency from "./Latency.ts"
+import * as Cost from "./promises/Cost.ts"
+import * as variants from "./promises/variants.ts"
 import * as Remote from "./Remote.ts"
 import * as Rounds from "./Rounds.ts"
 import type { Settings } from "./Settings.ts"
@@ -13,7 +15,7 @@ import * as Timers from "./Timers.ts"
 import * as Transactions from "./Transactions.ts"
 import * as Turn from "./Turn.ts"
 
-export const names = ["transactions", "bulk", "drain", "busy", "latency"] as const
+export const names = ["transactions", "bulk", "drain", "busy", "latency", "promises"] as const
 
 export type Name = typeof names[number]
 
@@ -83,6 +85,15 @@ const latency = (settings: Settings) =>
       (samples) => ({ processes, samples })
     ))
 
+const promises = Effect.fnUntraced(function*(settings: Settings) {
+  const { rounds } = settings.promises
+  const own = variants.make(settings.promises)
+  const samples = yield* Rounds.measure("Promises", variants.all(own), rounds, (variant) =>
+    Turn.take(variant, 10, (queue) =>
+      Cost.measure(variant, queue, { concurrency: 10, takes: 0, limit: "2 minutes" })))
+  return [{ variants: own, samples }]
+})
+
 /** Measures the scenarios that are asked for. */
 export const measure = Effect.fnUntraced(function*(settings: Settings, asked: ReadonlyArray<Name>) {
   const among = <A, E, R>(
@@ -95,7 +106,8 @@ export const measure = Effect.fnUntraced(function*(settings: Settings, asked: Re
     bulk: yield* among("bulk", bulk),
     drain: yield* among("drain", drain),
     busy: yield* among("busy", busy),
-    latency: yield* among("latency", latency)
+    latency: yield* among("latency", latency),
+    promises: yield* among("promises", promises)
   }
 })
 

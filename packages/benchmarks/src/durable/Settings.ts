@@ -2,6 +2,7 @@
  * How much is measured.
  */
 import type * as Duration from "effect/Duration"
+import type { PromisesSettings } from "./promises/PromisesSettings.ts"
 
 export interface Settings {
   /** How often each contender has its turn in each scenario. */
@@ -22,6 +23,7 @@ export interface Settings {
   readonly limit: Duration.Input
   /** How many intents are sent one by one. */
   readonly latencies: number
+  readonly promises: PromisesSettings
 }
 
 export const full: Settings = {
@@ -33,7 +35,8 @@ export const full: Settings = {
   concurrencies: [10, 50],
   busy: 20_000,
   limit: "20 seconds",
-  latencies: 300
+  latencies: 300,
+  promises: { rounds: 7, size: 20_000, sizeOfKey: 5_000, kept: 1_000_000, unclaimed: 200_000 }
 }
 
 export const quick: Settings = {
@@ -43,7 +46,8 @@ export const quick: Settings = {
   backlogs: [4_000],
   busy: 2_000,
   limit: "1 second",
-  latencies: 25
+  latencies: 25,
+  promises: { rounds: 3, size: 4_000, sizeOfKey: 1_000, kept: 0, unclaimed: 20_000 }
 }
 
 /** Goes before, and does not count: by then the code has been compiled. */
@@ -56,5 +60,6 @@ export const rehearsal: Settings = {
   concurrencies: [10],
   busy: 500,
   limit: "500 millis",
-  latencies: 1
+  latencies: 1,
+  promises: { rounds: 1, size: 1_000, sizeOfKey: 200, kept: 0, unclaimed: 1_000 }
 }
