@@ -15,6 +15,8 @@ interface Behaviour {
   isDeaf: boolean
   /** Connections are told the process of another one, as poolers do. */
   isPooler: boolean
+  /** Where new connections lead. */
+  port: number
 }
 
 // A message begins with its kind and its length.
@@ -31,12 +33,11 @@ const disguise = (data: Buffer): Buffer => {
 export const makeProxy = Effect.gen(function*() {
   const { config } = yield* PgClient.PgClient
   const url = new URL(Redacted.value(config.url ?? Redacted.make("")))
-  const state: Behaviour = { isLossy: false, isDeaf: false, isPooler: false }
-  const port = Number(url.port)
+  const state: Behaviour = { isLossy: false, isDeaf: false, isPooler: false, port: Number(url.port) }
   const server = yield* Effect.acquireRelease(
     Effect.promise(async () => {
       const listening = createServer((client) => {
-        const upstream = connect(port, url.hostname)
+        const upstream = connect(state.port, url.hostname)
         const end = () => {
           client.destroy()
           upstream.destroy()

@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { hasProperty } from "effect/Predicate"
 import type * as Scope from "effect/Scope"
-import type { SqlError } from "effect/sql/SqlError"
+import { isSqlError, type SqlError } from "effect/sql/SqlError"
 
 /** Rows by the position of their columns. */
 type Rows = ReadonlyArray<ReadonlyArray<unknown>>
@@ -34,6 +34,10 @@ export const failed = (what: string) => (cause: SqlError): IntentStoreError =>
 /** What the database said, which the driver keeps below its own words. */
 const reasonOf = ({ message, reason: { cause } }: SqlError): string =>
   hasProperty(cause, "message") && typeof cause.message === "string" ? cause.message : message
+
+/** After a failover the server that was the primary only reads. The next connection may lead to the one that is now. */
+const isReadOnly = ({ cause }: IntentStoreError): boolean =>
+  isSqlError(cause) && hasProperty(cause.reason.cause, "code") && cause.reason.cause.code === "25006"
 
 /** How a store connects: as the user's client does, but without what that does to names, values and statements. */
 export const configOf = ({ config }: PgClient.PgClient): PgConnection.Config => ({
@@ -107,7 +111,9 @@ export const make = (
 
       const use = <A>(f: (connection: PgConnection.PgConnection) => Effect.Effect<A, IntentStoreError>) =>
         Effect.catchTag(
-          pool.use(f),
+          pool.use((connection) =>
+            Effect.tapError(f(connection), (error) => isReadOnly(error) ? pool.invalidate(connection) : Effect.void)
+          ),
           "SqlError",
           (cause) =>
             Effect.fail(

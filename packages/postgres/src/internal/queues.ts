@@ -20,8 +20,10 @@ export interface Queue extends Key {
 }
 
 export interface Queues {
-  /** Makes those that are missing. */
+  /** Makes those that are missing, as far as is known. */
   readonly ensure: (keys: ReadonlyArray<Key>) => Effect.Effect<void, IntentStoreError>
+  /** The same, whatever was known before: after a restore some may be gone. */
+  readonly renew: (keys: ReadonlyArray<Key>) => Effect.Effect<void, IntentStoreError>
   /** The id of one that is there. */
   readonly idOf: (key: Key) => number
   /** Looks for all queues of some tags, whoever has made them. */
@@ -44,22 +46,24 @@ export const make = (connections: Connections, statements: Statements): Queues =
       priorities.set(priority, id)
       return { id, tag, version, priority }
     })
+  const add = (keys: ReadonlyArray<Key>): Effect.Effect<void, IntentStoreError> =>
+    Effect.map(
+      connections.run("A queue could not be made", statements.queues, [
+        keys.map(({ tag }) => tag),
+        keys.map(({ version }) => version),
+        keys.map(({ priority }) => priority)
+      ]),
+      remember
+    )
   const ensure: Queues["ensure"] = (keys) =>
     Effect.suspend(() => {
       const missing = keys.filter((key) => find(key) === undefined)
-      if (missing.length === 0) return Effect.void
-      return connections.run("A queue could not be made", statements.queues, [
-        missing.map(({ tag }) => tag),
-        missing.map(({ version }) => version),
-        missing.map(({ priority }) => priority)
-      ]).pipe(
-        Effect.tap((rows) => Effect.sync(() => remember(rows))),
-        // One that another process has just made is there the second time.
-        Effect.andThen(ensure(keys))
-      )
+      // One that another process has just made is there the second time.
+      return missing.length === 0 ? Effect.void : Effect.andThen(add(missing), ensure(keys))
     })
   return {
     ensure,
+    renew: (keys) => Effect.andThen(add(keys), ensure(keys)),
     idOf: (key) => find(key) ?? 0,
     find: (of) => Effect.map(connections.run("The queues could not be looked up", statements.queuesOf, [of]), remember)
   }

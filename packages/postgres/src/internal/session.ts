@@ -107,7 +107,7 @@ export const open = Effect.fnUntraced(function*(
   let isStale = false
   const learn = Effect.suspend(() => {
     isStale = false
-    return queues.ensure(
+    return queues.renew(
       options.subscriptions.flatMap(({ tag, versions }) => [
         wholeOf(tag),
         ...versions.map((version) => ({ tag, version, priority: 0 }))
