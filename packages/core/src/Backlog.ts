@@ -115,6 +115,11 @@ export class Backlog {
     })
   }
 
+  /** Takes out what has limits over all workers, but for batches that are not full. */
+  removeLimited(): ReadonlyArray<Claimed> {
+    return this.keep(({ tag }) => !this.limits.has(tag))
+  }
+
   /** Takes out what is recalled. Of those of one key also what comes after it, for the order that they are in. */
   removeRecalled(ids: ReadonlySet<string>): ReadonlyArray<Claimed> {
     const removed: Array<Claimed> = []

@@ -62,6 +62,8 @@ export class Limits {
   /** Open when it may be time to ask. */
   readonly isDue: Latch.Latch = Latch.makeUnsafe(true)
   private readonly hasNews = Latch.makeUnsafe(false)
+  /** Whether the worker has no slot for anything, and has not had one for a while. */
+  private isStuck = false
 
   constructor(session: Session, known: Iterable<Known>, concurrency: number, now: () => number) {
     this.session = session
@@ -102,7 +104,7 @@ export class Limits {
     if (this.isEmpty) return undefined
     const quotas = new Map<string, number>()
     for (const limit of this.limits.values()) {
-      const jobs = Math.max(0, limit.permitted - limit.held)
+      const jobs = this.isStuck ? 0 : Math.max(0, limit.permitted - limit.held)
       limit.quota = Math.min(room(limit.tag) + jobs * limit.jobSize, limit.tokens)
       limit.reserved = Math.min(jobs, limit.quota)
       limit.tokens -= limit.quota
@@ -129,6 +131,10 @@ export class Limits {
 
   // Jobs -------------------------------------------------------------------------------------------------------------
 
+  has(tag: string): boolean {
+    return this.limits.has(tag)
+  }
+
   /** There is a job more. */
   hold(tag: string): void {
     const limit = this.limits.get(tag)
@@ -136,21 +142,20 @@ export class Limits {
   }
 
   /**
-   * A job is over. Answers whether there may be another one to claim. The store never permits less than what runs, so a
-   * worker that always has something to do has to offer a place now and then for others to have their share.
+   * A job is over. The store never permits less than what runs, so a worker that always has something to do has to offer
+   * a place now and then for others to have their share.
    */
-  drop(tag: string): boolean {
+  drop(tag: string): void {
     const limit = this.limits.get(tag)
-    if (limit === undefined) return false
+    if (limit === undefined) return
     limit.held--
-    if (!limit.mayHaveMore) return false
+    if (!limit.mayHaveMore) return
     if (limit.offers) {
       limit.offers = false
       limit.isOffered = true
       limit.permitted = Math.min(limit.permitted, runningOf(limit))
     }
     this.isDue.openUnsafe()
-    return canClaim(limit)
   }
 
   /** Deliveries that were claimed are released without having started. */
@@ -191,8 +196,16 @@ export class Limits {
     this.wake()
   }
 
-  /** Time to share with others. */
-  beat(isWaiting: boolean): void {
+  /** A slot is free. */
+  move(): void {
+    if (!this.isStuck) return
+    this.isStuck = false
+    this.wake()
+  }
+
+  /** Time to share with others, all the more if this worker has had no free slot since the last beat. */
+  beat(isWaiting: boolean, isStuck: boolean): void {
+    this.isStuck = isStuck
     for (const limit of this.limits.values()) {
       if (isWaiting) limit.mayHaveMore = true
       limit.isStale = true
@@ -212,7 +225,7 @@ export class Limits {
     let at = Infinity
     for (const limit of this.limits.values()) {
       if (this.needsJobs(limit)) at = Math.min(at, limit.jobsAt)
-      if (needsTokens(limit, room)) at = Math.min(at, limit.tokensAt)
+      if (this.needsTokens(limit, room)) at = Math.min(at, limit.tokensAt)
     }
     return at === Infinity ? undefined : Math.max(0, Math.ceil(at - this.now()))
   }
@@ -223,23 +236,30 @@ export class Limits {
 
   /** Whether something may be claimed that could not be before. */
   get canClaim(): boolean {
-    return Array.from(this.limits.values()).some(canClaim)
+    return !this.isStuck && Array.from(this.limits.values()).some(canClaim)
   }
 
   private needsJobs(limit: Limit): boolean {
     const { held, mayHaveMore, permitted, quota } = limit
-    return mayHaveMore && quota === 0 && permitted <= held && permitted < this.concurrency
+    return !this.isStuck && mayHaveMore && quota === 0 && permitted <= held && permitted < this.concurrency
+  }
+
+  private needsTokens({ mayHaveMore, quota, tokens }: Limit, room: number): boolean {
+    return !this.isStuck && mayHaveMore && quota === 0 && tokens < 1 && room > 0
   }
 
   private wantsOf(limit: Limit, room: number): ReadonlyArray<Want> {
     const { hasConcurrency, isOffered, isStale, jobsAt, mayHaveMore, permitted, tokensAt } = limit
     const now = this.now()
     limit.isStale = false
-    const wantsJobs = isOffered || (this.needsJobs(limit) && (isStale || now >= jobsAt))
-    const wantsTokens = needsTokens(limit, room) && (isStale || now >= tokensAt)
+    // Where nobody knows when there is more, a beat is as good a time as any.
+    const isTime = (at: number): boolean => now >= at || (isStale && at === Infinity)
+    const wantsJobs = isOffered || (this.needsJobs(limit) && isTime(jobsAt))
+    const wantsTokens = this.needsTokens(limit, room) && isTime(tokensAt)
     if (wantsJobs || wantsTokens) return [wantOf(limit, this.concurrency, wantsTokens ? room : 0)]
     const running = runningOf(limit)
-    return isStale && hasConcurrency && !mayHaveMore && permitted > running ? [wantOf(limit, running, 0)] : []
+    const hasMore = hasConcurrency && permitted > running
+    return isStale && hasMore && (this.isStuck || !mayHaveMore) ? [wantOf(limit, running, 0)] : []
   }
 
   private ask<A>(wants: () => ReadonlyArray<Want>, then: () => A): Effect.Effect<A> {
@@ -297,6 +317,3 @@ const wantOf = (limit: Limit, concurrency: number, tokens: number): Want => ({
 })
 
 const runningOf = ({ held, reserved }: Limit): number => held + reserved
-
-const needsTokens = ({ mayHaveMore, quota, tokens }: Limit, room: number): boolean =>
-  mayHaveMore && quota === 0 && tokens < 1 && room > 0

@@ -55,6 +55,8 @@ export class Work {
   private readonly slots: ReadonlyArray<Slot>
   /** How many slots have a job. */
   private busy = 0
+  /** Whether a slot has been free since the last beat. */
+  private hasMoved = true
   /** How many deliveries are under way. */
   private underWay = 0
   /** About how many bytes of payload wait for others of their key that are under way. */
@@ -324,7 +326,9 @@ export class Work {
         run.next++
         if (!this.goesOn(run.tag, ended)) run.end = run.next
         const rest = run.next >= run.end ? this.leaveBehind(run) : []
-        this.commit.settleAll(typeof ended === "string" ? rest : [ended, ...rest])
+        if (typeof ended === "string") this.commit.settleAll(rest)
+        else if (rest.length === 0) this.commit.settle(ended)
+        else this.commit.settleAll([ended, ...rest])
         if (run.next >= run.deliveries.length) this.vacate(slot)
         else this.balance()
       }
@@ -400,7 +404,9 @@ export class Work {
     const { tag } = slot.job!
     slot.job = undefined
     this.busy--
-    if (this.limits.drop(tag)) this.mayFind.openUnsafe()
+    this.hasMoved = true
+    this.limits.move()
+    this.limits.drop(tag)
     this.balance()
     // Who waits for it goes on at once, so it comes last.
     if (this.busy === 0) this.isIdle.openUnsafe()
@@ -483,7 +489,10 @@ export class Work {
   private hear({ hasExpired, hasSuspects, isWaiting, recalled }: Beat): void {
     this.handBack()
     if (recalled.length > 0) this.recall(new Set(recalled))
-    this.limits.beat(isWaiting)
+    const isStuck = this.busy === this.slots.length && !this.hasMoved
+    this.hasMoved = false
+    if (isStuck) this.release(this.backlog.removeLimited())
+    this.limits.beat(isWaiting, isStuck)
     if (isWaiting) this.mayFind.openUnsafe()
     this.suspects.hear(hasSuspects)
     if (hasExpired) this.hasExpired.openUnsafe()

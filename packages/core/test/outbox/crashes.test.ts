@@ -453,37 +453,57 @@ describe("a worker that isolates suspects", () => {
       assert.strictEqual(watch.lines.filter((line) => line.includes("suspect")).length, 1)
     }).pipe(Effect.provide(new CapturedLogs().layer), Random.withSeed(0)))
 
-  it.effect("that is busy leaves them to one that has nothing to do", () =>
+  it.effect("that is busy leaves them to others for one beat", () =>
     Effect.gen(function*() {
-      const busy = makeWatch()
-      const idle = makeWatch()
-      const { provide, start } = yield* makeOutbox()
-      yield* provide(deferred("suspect"))
-      const dead = yield* spawn(start, () => () => Effect.never)
-      yield* start(
-        OutboxWorker.layer({ intents: [Other, Job], lease: "1 minute" }).pipe(
-          Layer.provide([Other.toLayer(busy.takes("1 second")), Job.toLayer(busy.takes("1 second"))])
-        )
-      )
-      yield* start(
-        OutboxWorker.layer({ intents: [Job] }).pipe(Layer.provide(Job.toLayer(idle.takes("1 second"))))
-      )
-      yield* provide(Epilogue.atomic(Effect.forEach(
-        Array.from({ length: 5_000 }, (_, n) => `${n}`),
-        (n) => Other.defer(n),
-        { discard: true }
-      )))
+      let told = 0
+      let areThere = false
+      const store = storeWith((session) => ({
+        beat: Effect.map(session.beat, (beat) => {
+          if (areThere) told++
+          return { ...beat, hasSuspects: areThere }
+        }),
+        claimSuspect: Effect.succeed(undefined)
+      }))
+      const begun: Array<string> = []
+      const { provide, start } = yield* makeOutbox(store)
+      yield* start(worker((name) =>
+        Effect.andThen(Effect.sync(() => begun.push(name)), name === "long" ? Effect.never : Effect.void)
+      ))
+      yield* provide(deferred("long"))
+      const heard = Effect.suspend(() => {
+        const before = told
+        return Effect.repeat(elapse("100 millis"), {
+          until: () =>
+            told > before
+        })
+      })
+      areThere = true
+      yield* heard
+      yield* provide(deferred("after one beat"))
       yield* settled
-      yield* Effect.forkChild(dead.kill)
-      yield* elapse("40 seconds")
-      assert.deepStrictEqual(
-        [busy, idle].map(({ lines }) => lines.filter((line) => line.includes("suspect")).length),
-        [
-          0,
-          1
-        ]
-      )
-    }).pipe(Effect.provide(new CapturedLogs().layer), Random.withSeed(0)))
+      assert.deepStrictEqual(begun, ["long", "after one beat"])
+      yield* heard
+      yield* provide(deferred("after two beats"))
+      yield* settled
+      assert.deepStrictEqual(begun, ["long", "after one beat"])
+    }))
+
+  it.effect("that has nothing to do sees to them at its next beat", () =>
+    Effect.gen(function*() {
+      let areThere = false
+      let asked = 0
+      const store = storeWith((session) => ({
+        beat: Effect.map(session.beat, (beat) => ({ ...beat, hasSuspects: areThere })),
+        claimSuspect: Effect.sync(() => void asked++)
+      }))
+      const { start } = yield* makeOutbox(store)
+      yield* start(worker(() => Effect.void))
+      yield* elapse("1 minute")
+      assert.strictEqual(asked, 0)
+      areThere = true
+      yield* elapse("5 seconds")
+      assert.isAtLeast(asked, 1)
+    }))
 
   it.effect("goes on with its work as soon as another one has them", () =>
     Effect.gen(function*() {
