@@ -88,8 +88,15 @@ export const layerUrl = (url: Redacted.Redacted): Layer.Layer<EmbeddedPostgres, 
  */
 export const layer: Layer.Layer<EmbeddedPostgres, EmbeddedPostgresError> = Layer.unwrap(Effect.gen(function*() {
   const given = yield* Effect.orDie(Config.option(Config.Redacted("DATABASE_URL")))
-  return layerUrl(Option.isSome(given) ? given.value : yield* start)
+  return Option.isSome(given) ? layerUrl(given.value) : layerOwn()
 }))
+
+/**
+ * Starts a server, whatever `DATABASE_URL` says. `settings` are those of its configuration file that differ.
+ */
+export const layerOwn = (
+  settings: { readonly [name: string]: string } = {}
+): Layer.Layer<EmbeddedPostgres, EmbeddedPostgresError> => Layer.unwrap(Effect.map(start(settings), layerUrl))
 
 /**
  * A client of a fresh database, which is dropped when the layer closes.
@@ -165,7 +172,7 @@ const makeFolder = (account: Account, programs: (folder: string) => string) =>
       })
   )
 
-const start = Effect.gen(function*() {
+const start = Effect.fnUntraced(function*(settings: { readonly [name: string]: string }) {
   const native = yield* findNative
   const account = yield* findAccount
   const programs = (folder: string) => join(account === undefined ? native : join(folder, "native"), "bin")
@@ -184,7 +191,8 @@ const start = Effect.gen(function*() {
   yield* runPostgres("initdb", [
     "--username=postgres", `--pwfile=${passwordFile}`, "--auth=scram-sha-256", "--no-sync",
     "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
-    "--set=max_connections=200", "--set=listen_addresses=127.0.0.1", "--set=unix_socket_directories="
+    "--set=max_connections=200", "--set=listen_addresses=127.0.0.1", "--set=unix_socket_directories=",
+    ...Object.entries(settings).map(([name, value]) => `--set=${name}=${value}`)
   ])
   const port = yield* findPort.pipe(
     Effect.tap((free) => runPostgres("pg_ctl", ["start", `--log=${log}`, `--options=-p ${free}`])),

@@ -55,6 +55,7 @@ export const start = Effect.fnUntraced(function*(role: Role) {
 
 const left = PgClient.PgClient.use((sql) =>
   sql`SELECT 'waiting' AS table, queue, lease <> 0 AS is_leased, count(*)::int FROM epilogue.waiting GROUP BY 2, 3
+    UNION ALL SELECT 'keyed', queue, lease <> 0, count(*)::int FROM epilogue.keyed GROUP BY 2, 3
     UNION ALL SELECT 'delayed', queue, due < now(), count(*)::int FROM epilogue.delayed GROUP BY 2, 3`
 )
 
@@ -64,7 +65,7 @@ export const areDelivered = Effect.repeat(left, {
   schedule: Schedule.spaced("50 millis")
 }).pipe(
   Effect.timeoutOrElse({
-    duration: "20 seconds",
+    duration: "90 seconds",
     orElse: () => Effect.map(left, (rows) => assert.fail(`Some are left: ${JSON.stringify(rows)}`))
   })
 )

@@ -16,9 +16,17 @@ export class Booking extends Intent.make("Booking", {
   maxAttempts: 1_000
 }) {}
 
+/** One of a series: of its key, it comes after those that were committed before. */
+export class Step extends Intent.make("Step", {
+  payload: { series: Schema.Int },
+  partitionKey: ({ series }) => `series ${series}`,
+  retry: Schedule.spaced("20 millis"),
+  maxAttempts: 100
+}) {}
+
 /** What a process is told when it starts. */
 export const Role = Schema.Struct({
-  role: Schema.Literals(["application", "worker"]),
+  role: Schema.Literals(["application", "worker", "stepper"]),
   /** Tells processes apart, and is the seed of what it does at random. */
   id: Schema.Int,
   /** How long a delivery takes at most, in milliseconds. */

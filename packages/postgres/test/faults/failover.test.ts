@@ -4,13 +4,10 @@ import { assert, it } from "@effect/vitest"
 import { Epilogue, Intent, Outbox, OutboxWorker } from "@epilogue/core"
 import * as EmbeddedPostgres from "@epilogue/embedded-postgres"
 import { PgOutboxStore } from "@epilogue/postgres"
-import { ConfigProvider, Effect, Layer, Queue, Redacted, Schema } from "effect"
+import { Effect, Layer, Queue, Redacted, Schema } from "effect"
 import { makeProxy } from "../Proxy.ts"
 
 class Note extends Intent.make("Note", { payload: { text: Schema.String } }) {}
-
-// Not the server that all tests share.
-const own = ConfigProvider.layer(ConfigProvider.fromUnknown({}))
 
 const clientOf = (url: URL) =>
   Effect.map(
@@ -20,7 +17,7 @@ const clientOf = (url: URL) =>
 
 /** A server of its own, with a store. A replica has the password of its primary. */
 const server = Effect.fnUntraced(function*(password?: string) {
-  const postgres = yield* Layer.build(Layer.fresh(EmbeddedPostgres.layer).pipe(Layer.provide(own)))
+  const postgres = yield* Layer.build(EmbeddedPostgres.layerOwn())
   const url = new URL(Redacted.value((yield* Effect.provide(EmbeddedPostgres.EmbeddedPostgres, postgres)).url))
   if (password !== undefined) {
     yield* PgClient.PgClient.use((sql) => sql.unsafe(`ALTER USER postgres PASSWORD '${password}'`)).pipe(

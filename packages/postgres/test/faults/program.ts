@@ -4,7 +4,7 @@ import { Epilogue, type Intent, Outbox, OutboxWorker } from "@epilogue/core"
 import { PgOutboxStore } from "@epilogue/postgres"
 import { Cause, Effect, Fiber, Layer, Logger, Redacted, References, Schema } from "effect"
 import { SqlClient } from "effect/sql"
-import { Booking, Errand, random, Role } from "./Shared.ts"
+import { Booking, Errand, random, Role, Step } from "./Shared.ts"
 
 const { id: me, pace, role } = Schema.decodeUnknownSync(Schema.fromJsonString(Role))(process.argv[2])
 const url = Redacted.make(Schema.decodeUnknownSync(Schema.String)(process.env.DATABASE_URL))
@@ -101,6 +101,38 @@ const worker = Effect.gen(function*() {
   return yield* Effect.never
 }).pipe(Effect.scoped)
 
+// Workers that deliver steps ------------------------------------------------------------------------------------------
+
+/** Two workers, one of which fails now and then. What they do is written down by many at once. */
+const stepper = Effect.gen(function*() {
+  // Only workers are killed, not the server, so what is written down need not wait for the disk.
+  const observer = yield* PgConnection.make({
+    url,
+    applicationName: "observer",
+    multiplex: true,
+    startupParameters: { synchronous_commit: "off" }
+  })
+  const note = (event: string, { attempt, crashes, id }: Intent.Delivery) =>
+    observer.queryValues(
+      "INSERT INTO delivery (intent, worker, attempt, crashes, event) VALUES ($1::text::uuid, $2, $3, $4, $5)",
+      [id, me, attempt, crashes, event]
+    )
+  const Handler = Step.toLayer((_, delivery) =>
+    Effect.gen(function*() {
+      yield* note("begin", delivery)
+      if (next() < 0.1) {
+        yield* note("fail", delivery)
+        return yield* Effect.fail("on purpose")
+      }
+      yield* note("end", delivery)
+    })
+  )
+  const Worker = OutboxWorker.layer({ intents: [Step], concurrency: 20, lease: "2 seconds" })
+  yield* Layer.build(Layer.merge(Worker, Layer.fresh(Worker)).pipe(Layer.provide(Handler)))
+  yield* say("ready")
+  return yield* Effect.never
+}).pipe(Effect.scoped)
+
 const Live = Outbox.layer.pipe(
   Layer.provideMerge(PgOutboxStore.layer()),
   Layer.provideMerge(PgClient.layer({ url, applicationName: role })),
@@ -110,7 +142,7 @@ const Live = Outbox.layer.pipe(
 
 const running = Effect.runFork(
   Effect.suspend((): Effect.Effect<unknown, unknown, Layer.Success<typeof Live>> =>
-    role === "application" ? application : worker
+    ({ application, worker, stepper })[role]
   ).pipe(Effect.provide(Live))
 )
 running.addObserver((exit) => {
