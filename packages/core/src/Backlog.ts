@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import type * as Duration from "effect/Duration"
+import * as Latch from "effect/Latch"
 import type { Known } from "./Attempt.ts"
 import { Batch, bytesOf, deliveriesOf, type Job, Run, Runs, sizeOf } from "./Job.ts"
 import type { Limits } from "./Limits.ts"
@@ -19,14 +20,12 @@ export class Backlog {
   /** How many deliveries there are, and about how many bytes of payload. */
   size = 0
   bytes = 0
+  /** Open while there are jobs. */
+  readonly hasJobs: Latch.Latch = Latch.makeUnsafe(false)
 
   constructor(known: ReadonlyMap<string, Known>, limits: Limits) {
     this.known = known
     this.limits = limits
-  }
-
-  get hasJobs(): boolean {
-    return this.next < this.jobs.length
   }
 
   /** How many deliveries of a tag still fit into its batch. */
@@ -61,16 +60,27 @@ export class Backlog {
         this.batches.set(tag, batch)
         begun.push([batch, handler.maxWait])
       }
-      if (batch.deliveries.push(each) >= handler.maxSize) this.cut(batch)
+      if (batch.deliveries.push(each) >= handler.maxSize) this.close(batch)
     }
+    this.tell()
     return begun
   }
 
   /** Makes a job of what a batch has so far. */
   cut(batch: Batch): void {
-    if (this.batches.get(batch.tag) !== batch) return
+    if (this.batches.get(batch.tag) === batch) this.close(batch)
+    this.tell()
+  }
+
+  private close(batch: Batch): void {
     this.batches.delete(batch.tag)
     this.jobs.push(batch)
+  }
+
+  /** Who waits for jobs goes on at once, so it comes last. */
+  private tell(): void {
+    if (this.next < this.jobs.length) this.hasJobs.openUnsafe()
+    else this.hasJobs.closeUnsafe()
   }
 
   /** Puts in one delivery that is a job of its own, which is held already. */
@@ -79,11 +89,12 @@ export class Backlog {
     this.bytes += claimed.payload.length
     if (this.known.get(claimed.tag)!.handler._tag === "Single") {
       this.jobs.push(claimed)
-      return
+    } else {
+      const batch = new Batch(claimed.tag)
+      batch.deliveries.push(claimed)
+      this.jobs.push(batch)
     }
-    const batch = new Batch(claimed.tag)
-    batch.deliveries.push(claimed)
-    this.jobs.push(batch)
+    this.tell()
   }
 
   /** Takes out what comes next. It stays held until it is over. */
@@ -91,6 +102,7 @@ export class Backlog {
     const job = this.jobs[this.next]
     if (job === undefined) return undefined
     this.next++
+    if (this.next === this.jobs.length) this.hasJobs.closeUnsafe()
     this.size -= sizeOf(job)
     this.bytes -= bytesOf(job)
     return job
@@ -154,6 +166,7 @@ export class Backlog {
     }
     this.jobs = kept
     this.next = 0
+    this.tell()
     return removed
   }
 

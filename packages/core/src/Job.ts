@@ -3,7 +3,7 @@
  *
  * @since 0.1.0
  */
-import type { Claimed } from "./OutboxStore.ts"
+import type { Claimed, Settlement } from "./OutboxStore.ts"
 
 export type Job = Claimed | Run | Batch
 
@@ -44,6 +44,9 @@ export const bytesOf = (job: Job): number => {
   for (const { payload } of deliveriesOf(job)) bytes += payload.length
   return bytes
 }
+
+/** They were not delivered, or not to the end, and are free again. */
+export const released = (claimed: Claimed): Settlement => ({ _tag: "Released", claimed })
 
 /** The jobs that deliveries make that were claimed together, but for those that go into batches. */
 export class Runs {

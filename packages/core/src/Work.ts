@@ -9,18 +9,18 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import { constVoid } from "effect/Function"
 import * as Latch from "effect/Latch"
 import * as Random from "effect/Random"
 import * as Semaphore from "effect/Semaphore"
-import { attemptBatch, attemptOne, bury, type Ended, type Handle, type Known, lose, type Reading } from "./Attempt.ts"
+import { bury, type Handle, type Known, type Reading } from "./Attempt.ts"
 import { Backlog } from "./Backlog.ts"
 import { GroupCommit } from "./GroupCommit.ts"
-import { Batch, bytesOf, type Job, Run } from "./Job.ts"
+import { released } from "./Job.ts"
 import { Limits } from "./Limits.ts"
 import { persistently } from "./Outage.ts"
-import type { Beat, Claimed, Session, Settlement } from "./OutboxStore.ts"
-import { Slot, underWayIn } from "./Slot.ts"
+import type { Beat, Claimed, Session } from "./OutboxStore.ts"
+import { Runners } from "./Runners.ts"
+import { Slot } from "./Slot.ts"
 import { Suspects } from "./Suspects.ts"
 
 /** What a session's work is given. */
@@ -53,16 +53,7 @@ export class Work {
   private readonly options: WorkOptions
   private readonly backlog: Backlog
   private readonly slots: ReadonlyArray<Slot>
-  /** How many slots have a job. */
-  private busy = 0
-  /** Whether a slot has been free since the last beat. */
-  private hasMoved = true
-  /** How many deliveries are under way. */
-  private underWay = 0
-  /** About how many bytes of payload wait for others of their key that are under way. */
-  private behindBytes = 0
-  /** How long a delivery takes of late, in milliseconds. */
-  private duration = Infinity
+  private readonly runners: Runners
   private readonly leastRows: number
   private rows: number
   /** When the store last confirmed the lease. */
@@ -75,10 +66,8 @@ export class Work {
   private readonly claiming = Semaphore.makeUnsafe(1)
   private readonly mayFind = Latch.makeUnsafe(true)
   private readonly wantsMore = Latch.makeUnsafe(true)
-  private readonly hasJobs = Latch.makeUnsafe(false)
   private readonly hasExpired = Latch.makeUnsafe(false)
   private readonly beatsSoon = Latch.makeUnsafe(false)
-  private readonly isIdle = Latch.makeUnsafe(true)
   private readonly lost = Deferred.makeUnsafe<void>()
 
   constructor(session: Session, options: WorkOptions) {
@@ -99,9 +88,18 @@ export class Work {
     })
     this.limits = new Limits(session, options.known.values(), options.concurrency, this.now)
     this.backlog = new Backlog(options.known, this.limits)
+    this.runners = new Runners({
+      ...options,
+      slots: this.slots,
+      backlog: this.backlog,
+      limits: this.limits,
+      commit: this.commit,
+      now: this.now,
+      onChange: () => this.balance()
+    })
     this.suspects = new Suspects(session, options.lease, {
       now: this.now,
-      isFree: () => this.busy === 0 && this.backlog.size === 0,
+      isFree: () => this.runners.isIdle.isOpen() && this.backlog.size === 0,
       alone: (effect) => this.alone(effect),
       rest: this.rest,
       deliver: (suspect) => this.deliverAlone(suspect),
@@ -119,7 +117,7 @@ export class Work {
       this.confirmedAt = this.now()
       // Nobody waits for them but `stop`, which does not wait for ever.
       const fork = (loop: Effect.Effect<void>) => Effect.forkDetach(this.guard(loop))
-      const runners = yield* Effect.forEach(this.slots, (slot) => fork(this.keepRunning(slot)))
+      const runners = yield* Effect.forEach(this.slots, (slot) => fork(this.runners.keepRunning(slot)))
       const claimers = [yield* fork(this.claimAll), yield* fork(this.listen), yield* fork(this.suspects.isolateAll)]
       if (!this.limits.isEmpty) claimers.push(yield* fork(this.keepLimits))
       const others = [
@@ -159,9 +157,10 @@ export class Work {
     return Effect.gen({ self: this }, function*() {
       this.handBackAll()
       const { drainTimeout } = this.options
-      yield* drainTimeout === undefined ? this.isIdle.await : Effect.timeoutOption(this.isIdle.await, drainTimeout)
+      const isIdle = this.runners.isIdle.await
+      yield* drainTimeout === undefined ? isIdle : Effect.timeoutOption(isIdle, drainTimeout)
       yield* this.stop(runners)
-      for (const slot of this.slots) this.leave(slot)
+      this.runners.leaveAll()
       yield* this.commit.isSettled.await
     })
   }
@@ -204,23 +203,21 @@ export class Work {
 
   /** How many deliveries more are welcome. */
   private get room(): number {
-    return Math.min(this.rows, maxHeld - this.commit.size) - this.backlog.size - this.underWay
+    return Math.min(this.rows, maxHeld - this.commit.size) - this.backlog.size - this.runners.underWay
   }
 
   /** Holds as many as are delivered in a while, so that a slow worker leaves the rest to others. */
   private adapt(): void {
-    const fitting = Math.ceil(this.options.concurrency * heldMillis / this.duration)
+    const fitting = Math.ceil(this.options.concurrency * heldMillis / this.runners.duration)
     this.rows = Math.max(this.leastRows, Math.min(fitting, this.rows * 2, maxRows))
     this.balance()
   }
 
-  /** Lets runners run while there are jobs, and the claimer claim while few wait. */
+  /** Lets the claimer claim while few wait. */
   private balance(): void {
-    if (this.backlog.hasJobs) this.hasJobs.openUnsafe()
-    else this.hasJobs.closeUnsafe()
     const { claimBytes } = this.options
     const isLow = this.backlog.size <= this.rows / 4
-    const hasBytes = this.backlog.bytes < claimBytes && this.behindBytes < claimBytes * behindPart
+    const hasBytes = this.backlog.bytes < claimBytes && this.runners.behindBytes < claimBytes * behindPart
     if (isLow && this.room > 0 && hasBytes) this.wantsMore.openUnsafe()
     else this.wantsMore.closeUnsafe()
   }
@@ -238,7 +235,7 @@ export class Work {
   /** Leaves to others all that has not begun. */
   private handBackAll(): void {
     this.release(this.backlog.removeAll())
-    for (const { job } of this.slots) if (job instanceof Run) job.end = Math.min(job.end, job.next + 1)
+    this.runners.cutShort()
     this.balance()
   }
 
@@ -267,166 +264,6 @@ export class Work {
     }
   })
 
-  // What runs --------------------------------------------------------------------------------------------------------
-
-  /** Lets a slot run jobs, also when what it ran was interrupted. */
-  private keepRunning(slot: Slot): Effect.Effect<void> {
-    const run = Effect.flatMap(Effect.forkChild(this.deliverAll(slot), { startImmediately: true }), (fiber) => {
-      slot.fiber = fiber
-      return Fiber.await(fiber)
-    })
-    return Effect.whileLoop<unknown, never, never>({
-      while: () => true,
-      body: () =>
-        Effect.flatMap(run, (exit) => {
-          if (!slot.isInterrupted) return exit
-          this.leave(slot)
-          return Effect.void
-        }),
-      step: constVoid
-    })
-  }
-
-  private deliverAll(slot: Slot): Effect.Effect<void> {
-    return Effect.whileLoop<unknown, never, never>({
-      while: () => true,
-      body: () => {
-        const job = this.backlog.shift()
-        return job === undefined ? this.hasJobs.await : this.deliver(slot, job)
-      },
-      step: constVoid
-    })
-  }
-
-  private deliver(slot: Slot, job: Job): Effect.Effect<void> {
-    slot.job = job
-    this.busy++
-    this.isIdle.closeUnsafe()
-    if (job instanceof Run) return this.deliverRun(slot, job)
-    if (job instanceof Batch) return this.deliverBatch(slot, job)
-    return Effect.map(this.attempt(slot, job), (ended) => {
-      this.end(slot)
-      if (typeof ended !== "string") this.commit.settle(ended)
-      this.vacate(slot)
-    })
-  }
-
-  /** Delivers those of one key in their order. After one that holds up its key, the rest is released together with it. */
-  private deliverRun(slot: Slot, run: Run): Effect.Effect<void> {
-    this.behindBytes += bytesOf(run)
-    return Effect.whileLoop({
-      while: () => slot.job === run,
-      body: () => {
-        const claimed = run.deliveries[run.next]!
-        this.behindBytes -= claimed.payload.length
-        return this.attempt(slot, claimed)
-      },
-      step: (ended) => {
-        this.end(slot)
-        run.next++
-        if (!this.goesOn(run.tag, ended)) run.end = run.next
-        const rest = run.next >= run.end ? this.leaveBehind(run) : []
-        if (typeof ended === "string") this.commit.settleAll(rest)
-        else if (rest.length === 0) this.commit.settle(ended)
-        else this.commit.settleAll([ended, ...rest])
-        if (run.next >= run.deliveries.length) this.vacate(slot)
-        else this.balance()
-      }
-    })
-  }
-
-  /** Whether the next one of its key may be delivered. */
-  private goesOn(tag: string, ended: Ended): boolean {
-    if (typeof ended === "string") return ended === "settled"
-    if (ended._tag !== "Dead") return ended._tag === "Succeeded"
-    const { handler } = this.options.known.get(tag)!
-    // What settles in its own transaction could be settled before the dead letter, and would be out of order then.
-    return ended.blocksKey !== true && !(handler._tag === "Single" && handler.isTransactional)
-  }
-
-  /** Ends a run with what is under way, and answers how to settle what has not begun. */
-  private leaveBehind(run: Run): ReadonlyArray<Settlement> {
-    const rest = run.deliveries.splice(run.next)
-    for (const { payload } of rest) this.behindBytes -= payload.length
-    this.limits.giveBack(run.tag, rest.length)
-    return rest.map(released)
-  }
-
-  private deliverBatch(slot: Slot, batch: Batch): Effect.Effect<void> {
-    const known = this.options.known.get(batch.tag)!
-    const { deliveries } = batch
-    const attempt = (isHeld: boolean): Effect.Effect<ReadonlyArray<Settlement>> =>
-      isHeld && isBatched(known)
-        ? attemptBatch(known, deliveries, this.options.reading, slot)
-        : Effect.succeed(deliveries.map(released))
-    this.begin(slot, batch, deliveries.length)
-    return Effect.map(
-      deliveries.every(isUnsuspected) ? attempt(true) : Effect.flatMap(this.commit.record(slot), attempt),
-      (settlements) => {
-        this.end(slot)
-        this.commit.settleAll(settlements)
-        this.vacate(slot)
-      }
-    )
-  }
-
-  private attempt(slot: Slot, claimed: Claimed): Effect.Effect<Ended> {
-    const { handle, known: all, reading } = this.options
-    const known = all.get(claimed.tag)!
-    this.begin(slot, claimed, 1)
-    // The backlog has put it into a batch.
-    if (!isSingle(known)) return Effect.die(new Error(`Epilogue: a delivery of "${claimed.tag}" is in no batch.`))
-    return isUnsuspected(claimed)
-      ? attemptOne(known, claimed, reading, handle, slot)
-      : Effect.flatMap(
-        this.commit.record(slot),
-        (isHeld) => isHeld ? attemptOne(known, claimed, reading, handle, slot) : lose(known.metrics)
-      )
-  }
-
-  private begin(slot: Slot, current: Claimed | Batch, size: number): void {
-    slot.begin(current, size, this.now())
-    this.underWay += size
-    this.balance()
-    this.commit.look()
-  }
-
-  private end(slot: Slot): void {
-    const { begunAt, size } = slot
-    const duration = (this.now() - begunAt) / size
-    this.duration = Number.isFinite(this.duration) ? this.duration + (duration - this.duration) / 16 : duration
-    this.underWay -= size
-    slot.end()
-  }
-
-  /** The job of a slot is over. */
-  private vacate(slot: Slot): void {
-    const { tag } = slot.job!
-    slot.job = undefined
-    this.busy--
-    this.hasMoved = true
-    this.limits.move()
-    this.limits.drop(tag)
-    this.balance()
-    // Who waits for it goes on at once, so it comes last.
-    if (this.busy === 0) this.isIdle.openUnsafe()
-  }
-
-  /** Releases what a slot has been interrupted in, and what would have come after it. */
-  private leave(slot: Slot): void {
-    const { job } = slot
-    slot.isInterrupted = false
-    if (job === undefined) return
-    const settlements = underWayIn(slot).map(released)
-    if (settlements.length > 0) this.end(slot)
-    if (job instanceof Run) {
-      job.next += settlements.length
-      settlements.push(...this.leaveBehind(job))
-    }
-    this.commit.settleAll(settlements)
-    this.vacate(slot)
-  }
-
   // What runs alone --------------------------------------------------------------------------------------------------
 
   private alone<A>(effect: Effect.Effect<A>): Effect.Effect<A> {
@@ -440,7 +277,7 @@ export class Work {
 
   /** Waits until nothing runs, and all is settled. */
   private readonly rest: Effect.Effect<void> = Effect.suspend(() =>
-    Effect.andThen(this.isIdle.await, this.commit.isSettled.await)
+    Effect.andThen(this.runners.isIdle.await, this.commit.isSettled.await)
   )
 
   private deliverAlone(suspect: Claimed): Effect.Effect<boolean> {
@@ -455,9 +292,8 @@ export class Work {
         yield* Effect.logWarning(
           `Intent "${tag}" was running when a worker died, so it runs alone. Of it alone, ${crashes} have died`
         ).pipe(Effect.annotateLogs({ "epilogue.intent": tag, "epilogue.id": id }))
-        this.isIdle.closeUnsafe()
+        this.runners.isIdle.closeUnsafe()
         this.backlog.put(suspect)
-        this.balance()
       } else {
         this.release([suspect])
       }
@@ -489,8 +325,7 @@ export class Work {
   private hear({ hasExpired, hasSuspects, isWaiting, recalled }: Beat): void {
     this.handBack()
     if (recalled.length > 0) this.recall(new Set(recalled))
-    const isStuck = this.busy === this.slots.length && !this.hasMoved
-    this.hasMoved = false
+    const isStuck = this.runners.isStuck()
     if (isStuck) this.release(this.backlog.removeLimited())
     this.limits.beat(isWaiting, isStuck)
     if (isWaiting) this.mayFind.openUnsafe()
@@ -498,20 +333,11 @@ export class Work {
     if (hasExpired) this.hasExpired.openUnsafe()
   }
 
-  /** Interrupts and releases what an operator has cancelled or paused. What has ended by itself is settled as it ended. */
+  /** Lets go of what an operator has cancelled or paused. */
   private recall(ids: ReadonlySet<string>): void {
+    const { context, known } = this.options
     this.release(this.backlog.removeRecalled(ids))
-    for (const slot of this.slots) {
-      const { job } = slot
-      if (job instanceof Run) {
-        const behind = job.deliveries.findIndex(({ id }, index) => index > job.next && ids.has(id))
-        if (behind !== -1) job.end = Math.min(job.end, behind)
-      }
-      const underWay = underWayIn(slot)
-      if (!underWay.some(({ id }) => ids.has(id)) || !slot.interrupt()) continue
-      const { metrics } = this.options.known.get(job!.tag)!
-      metrics.recalled.updateUnsafe(underWay.length, this.options.context)
-    }
+    this.runners.recall(ids, (tag, count) => known.get(tag)!.metrics.recalled.updateUnsafe(count, context))
   }
 
   /** Ends the work before the lease could have ended. It goes by the clock alone, and waits for nobody. */
@@ -545,14 +371,3 @@ export class Work {
     }
   })
 }
-
-const released = (claimed: Claimed): Settlement => ({ _tag: "Released", claimed })
-
-/** Of one with a strong suspicion, the start is on record since it was claimed. */
-const isUnsuspected = ({ suspicion }: Claimed): boolean => suspicion !== "possible"
-
-const isSingle = (known: Known): known is Known & { readonly handler: { readonly _tag: "Single" } } =>
-  known.handler._tag === "Single"
-
-const isBatched = (known: Known): known is Known & { readonly handler: { readonly _tag: "Batched" } } =>
-  known.handler._tag === "Batched"
