@@ -80,7 +80,12 @@ export interface Limits {
  * @since 0.1.0
  */
 export type HandlerService =
-  & { readonly context: Context.Context<never>; readonly limits: Limits }
+  & {
+    readonly context: Context.Context<never>
+    readonly limits: Limits
+    /** The option that only a store can do what it says, if it has one. */
+    readonly needsStore: "transactional" | keyof Limits | undefined
+  }
   & (
     | {
       readonly _tag: "Single"

@@ -67,28 +67,11 @@ export const typedIn = <Intents extends ReadonlyArray<Handled>>(
     for (const definition of intents) {
       // The requirements have asked for it.
       const handler = context.mapUnsafe.get(definition.key) as HandlerService
-      if (handlers.has(definition._tag)) {
-        return Effect.die(
-          new Error(`Epilogue: the engine names two intents with the tag "${definition._tag}". Give each its own.`)
-        )
-      }
-      if (handler._tag === "Single" && handler.isTransactional) {
-        return Effect.die(
-          new Error(
-            `Epilogue: the handler of "${definition._tag}" is transactional, which takes a store. Use \`Outbox.layer\` `
-              + "and an `OutboxWorker`."
-          )
-        )
-      }
-      const limit = (["concurrency", "rateLimit"] as const).find((name) => handler.limits[name] !== undefined)
-      if (limit !== undefined) {
-        return Effect.die(
-          new Error(
-            `Epilogue: the handler of "${definition._tag}" has a \`${limit}\` over all workers, which takes a store. Use `
-              + "`Outbox.layer`, in memory over `OutboxStore.layerMemory`, and an `OutboxWorker`."
-          )
-        )
-      }
+      const refused = handlers.has(definition._tag)
+        ? `the engine names two intents with the tag "${definition._tag}". Give each its own`
+        : handler.needsStore
+          && `the handler of "${definition._tag}" has the option \`${handler.needsStore}\`, which takes a store. Use \`Outbox.layer\` and an \`OutboxWorker\``
+      if (refused !== undefined) return Effect.die(new Error(`Epilogue: ${refused}.`))
       handlers.set(definition._tag, { definition, handler })
     }
     return Effect.succeed<Typed>({

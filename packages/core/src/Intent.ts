@@ -503,6 +503,7 @@ export const make = <
         _tag: "Single",
         context,
         limits,
+        needsStore: transactional ? "transactional" : storedLimitOf(limits),
         isTransactional: transactional,
         // The payload was decoded by the schema that types it.
         handle: handle as (payload: unknown, delivery: Delivery) => Effect.Effect<unknown, unknown>
@@ -520,6 +521,7 @@ export const make = <
         _tag: "Batched",
         context,
         limits,
+        needsStore: storedLimitOf(limits),
         maxSize,
         maxWait,
         handle: handle as (deliveries: ReadonlyArray<Delivery>) => Effect.Effect<ReadonlyArray<BatchResult>, unknown>
@@ -567,6 +569,10 @@ const check = (tag: string, name: string, value: number): void => {
     throw new Error(`Epilogue: the \`${name}\` of intent "${tag}" is ${value}. It has to be a positive integer.`)
   }
 }
+
+/** A limit over all workers, which only a store can keep. */
+const storedLimitOf = (limits: Limits): keyof Limits | undefined =>
+  limits.concurrency === undefined ? limits.rateLimit && "rateLimit" : "concurrency"
 
 const limitsOf = (tag: string, { concurrency, rateLimit }: LimitOptions): Limits => {
   if (concurrency !== undefined) check(tag, "concurrency", concurrency)

@@ -18,7 +18,8 @@ export const intentsSkipped = counter("epilogue.intents", "skipped")
 export const intentsEnqueued = counter("epilogue.intents", "enqueued")
 export const intentsDuplicate = counter("epilogue.intents", "duplicate")
 
-const seconds = Metric.boundariesFromIterable([
+// Numbers alone, so that a program without workers is spared them.
+const seconds = [
   0.005,
   0.01,
   0.025,
@@ -33,10 +34,11 @@ const seconds = Metric.boundariesFromIterable([
   5,
   7.5,
   10
-])
+]
 
 const ofTag = (tag: string) => {
   const attributes = { "messaging.destination.name": tag }
+  const boundaries = Metric.boundariesFromIterable(seconds)
   const deliveries = (outcome: string) =>
     Metric.counter("epilogue.deliveries", { incremental: true, attributes: { ...attributes, outcome } })
   return {
@@ -53,9 +55,9 @@ const ofTag = (tag: string) => {
     /** Deliveries under way. */
     inFlight: Metric.gauge("epilogue.deliveries.in_flight", { attributes }),
     /** Seconds from the commit of an intent until its delivery succeeded. */
-    delivery: Metric.histogram("epilogue.delivery.duration", { attributes, boundaries: seconds }),
+    delivery: Metric.histogram("epilogue.delivery.duration", { attributes, boundaries }),
     /** Seconds that its handler took, whatever came of it. */
-    handler: Metric.histogram("messaging.process.duration", { attributes, boundaries: seconds })
+    handler: Metric.histogram("messaging.process.duration", { attributes, boundaries })
   }
 }
 

@@ -232,7 +232,7 @@ describe("layerWith", () => {
         const exit = yield* Effect.exit(Effect.scoped(Layer.build(engine.pipe(Layer.provide(Handler)))))
         assert.strictEqual(
           defectOf(exit),
-          `Error: Epilogue: the handler of "Greet" is transactional, which takes a store. Use \`Outbox.layer\` and an `
+          `Error: Epilogue: the handler of "Greet" has the option \`transactional\`, which takes a store. Use \`Outbox.layer\` and an `
             + "`OutboxWorker`."
         )
       }
@@ -254,8 +254,8 @@ describe("layerWith", () => {
             const exit = yield* Effect.exit(Effect.scoped(Layer.build(engine.pipe(Layer.provide(handler)))))
             assert.strictEqual(
               defectOf(exit),
-              `Error: Epilogue: the handler of "Greet" has a \`${name}\` over all workers, which takes a store. Use `
-                + "`Outbox.layer`, in memory over `OutboxStore.layerMemory`, and an `OutboxWorker`."
+              `Error: Epilogue: the handler of "Greet" has the option \`${name}\`, which takes a store. Use `
+                + "`Outbox.layer` and an `OutboxWorker`."
             )
           }
         }
