@@ -101,6 +101,16 @@ describe("a concurrency over all workers", () => {
       assert.isAtLeast(Math.min(...meter.started.values()), 700)
     }).pipe(seeded))
 
+  it.effect("is shared with a worker that hears of nothing but its beats", () =>
+    Effect.gen(function*() {
+      const meter = makeMeter()
+      const { provide, start } = yield* makeOutbox(storeWith(() => ({ wakes: Effect.never })))
+      for (const  of of["a", "b"]) yield* start(worker(Call, 4, () => meter.takes(of, "1 second")))
+      yield* provide(deferred(Call, 10_000))
+      yield* elapse("1 minute")
+      assert.deepStrictEqual(Array.from(meter.running.values()), [2, 2])
+    }).pipe(seeded))
+
   it.effect("is not exceeded while a worker has given up a part of it, and has not heard so", () =>
     Effect.gen(function*() {
       const meter = makeMeter()
@@ -151,6 +161,29 @@ describe("a concurrency over all workers", () => {
       yield* elapse("6 seconds")
       yield* elapse("500 millis")
       assert.strictEqual(meter.now, 4)
+    }).pipe(seeded))
+
+  it.effect("is not exceeded while a worker shares it and the answer to a claim is on its way", () =>
+    Effect.gen(function*() {
+      const meter = makeMeter()
+      let isSlow = false
+      const store = storeWith((session, index) => ({
+        claim: (limit) =>
+          Effect.tap(session.claim(limit), () => index === 0 && isSlow ? Effect.sleep("20 seconds") : Effect.void)
+      }))
+      const { provide, start } = yield* makeOutbox(store)
+      const takes = (of: string) => (n: number) => meter.takes(of, n === 0 ? "8 seconds" : "2 minutes")
+      yield* start(worker(Call, 4, takes("a")))
+      yield* provide(deferred(Call, 2))
+      yield* elapse("1 second")
+      yield* start(worker(Call, 4, takes("b")))
+      isSlow = true
+      yield* provide(Epilogue.atomic(Effect.forEach([11, 12, 13, 14, 15, 16], (n) => Call.defer(n))))
+      yield* elapse("15 seconds")
+      // One of the four has ended, and its place went to the other worker. Two are on their way.
+      assert.deepStrictEqual(Array.from(meter.running.values()), [1, 1])
+      yield* elapse("45 seconds")
+      assert.strictEqual(meter.most, 4)
     }).pipe(seeded))
 
   it.effect("one whose slots are taken for long leaves it to the others, also what it has claimed", () =>

@@ -95,6 +95,39 @@ describe("those of one key that are claimed together", () => {
       assert.strictEqual(new Set(begun).size, 10)
     }))
 
+  it.effect("that wait for others of their key are of no more bytes than three claims, so that memory is bounded", () =>
+    Effect.gen(function*() {
+      class Large extends Intent.make("Large", {
+        payload: { key: Schema.Int, text: Schema.String },
+        partitionKey: ({ key }) => `${key}`
+      }) {}
+      let behind = 0
+      let most = 0
+      const store = storeWith((session) => ({
+        claim: (limit) =>
+          Effect.tap(session.claim(limit), (all) =>
+            Effect.sync(() => {
+              behind += all.length - new Set(all.map(({ partitionKey }) => partitionKey)).size
+              most = Math.max(most, behind)
+            }))
+      }))
+      const { provide, start } = yield* makeOutbox(store)
+      yield* start(
+        OutboxWorker.layer({ intents: [Large], concurrency: 40, claimBytes: 2_000 }).pipe(
+          Layer.provide(Large.toLayer(() => Effect.never))
+        )
+      )
+      for (let key = 0; key < 30; key++) {
+        const text = "x".repeat(400)
+        yield* provide(Epilogue.atomic(Effect.forEach([1, 2, 3, 4, 5], () => Large.defer({ key, text }))))
+        yield* settled
+      }
+      yield* elapse("1 minute")
+      // Of some 430 bytes each: three times 2,000, and what one claim adds to that.
+      assert.isAtLeast(most, 10)
+      assert.isAtMost(most, 18)
+    }))
+
   const endings: Record<string, { readonly ending: Effect.Effect<never, unknown>; readonly settled: string }> = {
     "fails": { ending: Effect.fail("no"), settled: "Failed" },
     "is snoozed": { ending: Intent.snooze("10 seconds"), settled: "Snoozed" }
