@@ -529,7 +529,11 @@ const make = (operations: Operations.Operations, codec: Codec | undefined): Outb
         : reject(reason)(selection),
     cancel: change("cancelled", operations.cancel),
     purge: change("purged", operations.purge),
-    erase: ({ partitionKey, tag }) => operations.erase({ partitionKey, tag }),
+    erase: ({ partitionKey, tag }) =>
+      // A program without types must not erase everything for want of a key.
+      typeof partitionKey === "string"
+        ? operations.erase({ partitionKey, tag })
+        : refuse("Nothing was erased, because there is no `partitionKey`. Give the one that is meant."),
     pause: ({ partitionKey, tag }) => operations.pause({ partitionKey, tag }),
     resume: ({ partitionKey, tag }) => operations.resume({ partitionKey, tag }),
     paused: operations.paused,

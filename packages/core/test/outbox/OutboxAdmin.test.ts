@@ -423,5 +423,8 @@ describe("what an operator decides", () => {
         "There is no state \"done\". The states are \"waiting\", \"claimed\", \"delayed\", \"dead\", \"delivered\"."
       )
       assert.include(yield* messageOf(admin.reject({ all: true }, " ")), "there is no reason")
+      // As a program without types may call it.
+      const nobody = {} as { readonly partitionKey: string }
+      assert.include(yield* messageOf(admin.erase(nobody)), "there is no `partitionKey`")
     }))
 })
