@@ -197,7 +197,7 @@ const make = Effect.fnUntraced(function*(
   const statements = Statements.make(schema, keepDelivered !== undefined)
   const client = yield* PgClient.PgClient
   const config = configOf(client)
-  const control = yield* makeConnections(config, controlConnections)
+  const control = yield* makeConnections(config, controlConnections, { jit: "off" })
   const settles = yield* makeConnections(config, settleConnections, Statements.planning)
   const claims = yield* makeConnections(config, claimConnections, Statements.planning)
   const beats = yield* makeConnections(config, 1, Statements.passing)

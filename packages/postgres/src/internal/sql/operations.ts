@@ -254,9 +254,9 @@ SELECT (SELECT count(*)::int4 FROM candidates), (SELECT count(*)::int4 FROM chan
     return { sql, params: params.values }
   }
 
-  const remove = (table: Table, returning: string, condition = ""): string =>
+  const remove = (table: Table, returning: string, which = "locked"): string =>
     `gone AS (
-  DELETE FROM ${name}.${table} WHERE ctid = ANY (ARRAY (SELECT tid FROM locked ${condition}))
+  DELETE FROM ${name}.${table} WHERE ctid = ANY (ARRAY (SELECT tid FROM ${which}))
   RETURNING ${returning}
 )`
 
@@ -271,7 +271,7 @@ SELECT (SELECT count(*)::int4 FROM candidates), (SELECT count(*)::int4 FROM chan
   RETURNING intent
 )`
 
-  const isFree = `WHERE lease IN (${free}, ${suspect})`
+  const freeOnes = `locked WHERE lease IN (${free}, ${suspect})`
 
   /** Dead letters are gone, and so is what they have kept from going on. */
   const exhume = [
@@ -382,7 +382,7 @@ LIMIT 1`,
           remove(
             table,
             `queue, id, tag, lane, partition_key, history, payload, ${same}`,
-            "JOIN marked USING (tid) WHERE bucket IS NULL OR is_first OR bucket IN (SELECT bucket FROM buckets WHERE is_locked)"
+            "marked WHERE bucket IS NULL OR is_first OR bucket IN (SELECT bucket FROM buckets WHERE is_locked)"
           ),
           `unblocked AS (
   DELETE FROM ${name}.blocked AS b USING gone AS g
@@ -437,7 +437,7 @@ LIMIT 1`,
         : step(table, wanted, after, {
           condition: `suspicion <> ${suspicions.cancelled}`,
           changes: () => [
-            remove(table, table === "keyed" ? "intent, tag, lane" : "intent", isFree),
+            remove(table, table === "keyed" ? "intent, tag, lane" : "intent", freeOnes),
             mark(table),
             "changed AS (SELECT intent, true AS is_counted FROM gone UNION ALL SELECT intent, true FROM marked)"
           ],
@@ -456,7 +456,7 @@ LIMIT 1`,
       return step(table, wanted, after, {
         condition: `NOT (suspicion = ${suspicions.cancelled} AND payload = 'null')`,
         changes: () => [
-          remove(table, "intent, tag, lane", isFree),
+          remove(table, "intent, tag, lane", freeOnes),
           mark(table, ", payload = 'null', failure = NULL, history = NULL, traceparent = NULL"),
           `changed AS (
   SELECT intent, true AS is_counted FROM gone
