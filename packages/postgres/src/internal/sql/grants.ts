@@ -4,7 +4,7 @@
 import { literal, quote } from "./names.ts"
 
 /** The names of roles that are there. */
-export interface Roles {
+interface Roles {
   /** May store intents, and see nothing of those that are stored. */
   readonly enqueuer?: string | undefined
   /** May deliver intents, and store new ones. */
