@@ -199,7 +199,10 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
               ])
               const lanes = yield* sql<{ tags: string; lanes: string; ids: string }>`WITH few AS (
                 UPDATE epilogue.keyed SET lease = 1 WHERE id IN (
-                  SELECT id FROM epilogue.keyed WHERE ready ORDER BY queue, id LIMIT ${batch}
+                  SELECT id FROM (
+                    SELECT id, row_number() OVER (PARTITION BY lane ORDER BY id) AS place FROM epilogue.keyed
+                    WHERE partition_key::int < 20
+                  ) AS first WHERE place <= ${batch / 20}
                 ) RETURNING tag, lane, id
               ) SELECT array_agg(tag)::text AS tags, array_agg(lane)::text AS lanes, array_agg(id)::text AS ids FROM few`
               const where = [`'${lanes[0]!.tags}'`, `'${lanes[0]!.lanes}'`, `'${lanes[0]!.ids}'`]

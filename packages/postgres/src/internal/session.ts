@@ -15,7 +15,7 @@ import { Hints, keyedSource, type Room, type Source, Subscribed, waitingSource }
 import { type Connections, failed, type Run } from "./connections.ts"
 import { lag, type Reach } from "./floors.ts"
 import { permit as permitted } from "./permits.ts"
-import { endings, hasKey, isLater, keyedAt, type Place, placeOf, waitingAt } from "./places.ts"
+import { endings, hasKey, isLater, keyedAt, type Lane, type Place, placeOf, waitingAt } from "./places.ts"
 import type { Queues } from "./queues.ts"
 import { wholeOf } from "./queues.ts"
 import type { Signals } from "./signals.ts"
@@ -183,9 +183,10 @@ export const open = Effect.fnUntraced(function*(
   // Claiming ---------------------------------------------------------------------------------------------------------
 
   const hints = new Hints()
-  /** Lanes go on: what comes next in them can be claimed. */
-  const goOn = (tag: number, lane: string): void => {
-    hints.add(tag, lane)
+  /** Lanes go on: what comes next in them can be claimed. Told of all together, the next claim knows them all. */
+  const goOn = (lanes: ReadonlyArray<Lane>): void => {
+    if (lanes.length === 0) return
+    for (const { lane, tag } of lanes) hints.add(tag, lane)
     keyed.mayHave = true
     keyed.isUsed = true
     wake()
@@ -227,7 +228,7 @@ export const open = Effect.fnUntraced(function*(
           waiting.mayHave = true
           keyed.mayHave = true
         }
-        lanes.forEach((lane, index) => goOn(revivedTags[index]!, lane))
+        goOn(lanes.map((lane, index) => ({ tag: revivedTags[index]!, lane })))
         return moved
       })
     )
@@ -373,13 +374,15 @@ export const open = Effect.fnUntraced(function*(
       ], { concurrency: 2 }),
       ([rows, keyedRows]) => {
         const found = new Set<bigint>()
+        const lanes: Array<Lane> = []
         // Rows with these columns are what the statements answer.
         for (const [id] of rows) found.add(id as bigint)
         for (const row of keyedRows) {
           const [id, tag, lane] = row as SettledRow
           if (id !== null) found.add(id)
-          else if (tag !== null && lane !== null) goOn(tag, lane)
+          else if (tag !== null && lane !== null) lanes.push({ tag, lane })
         }
+        goOn(lanes)
         return found
       }
     )
@@ -433,7 +436,7 @@ export const open = Effect.fnUntraced(function*(
         released.add(place.queue)
       } else if (isLater(settlement)) {
         if (settlement.delay > 0) signals.tellHere({ _tag: "Due", queues: [place.queue], due: settlement.delay })
-        else if (hasKey(place)) goOn(place.tag, place.lane!)
+        else if (place.lane !== undefined) goOn([{ tag: place.tag, lane: place.lane }])
         else {
           isDue = true
           wake()
@@ -469,7 +472,7 @@ export const open = Effect.fnUntraced(function*(
     )
     yield* client.afterCommit(Effect.sync(() => {
       held.delete(id)
-      if (lane !== undefined) goOn(tag, lane)
+      if (lane !== undefined) goOn([{ tag, lane }])
     }))
     return rows.length > 0
   })

@@ -22,14 +22,17 @@ export const keyed = (name: string, keepsDelivered: boolean) => {
   ) AS k`
   const given = "(SELECT * FROM unnest($2::int4[], $3::uuid[], $4::int8[]) AS p(tag, lane, id))"
 
-  /** Makes the next ones ready after what is `gone`, but for those that somebody has leased, and lanes of `unless`. */
+  /**
+   * Makes the next ones ready after what is `gone`, but for those that somebody has leased, and lanes of `unless`. The `OFFSET`
+   * keeps the planner from turning the join round, and reading whole lanes.
+   */
   const next = (unless = "") =>
     `UPDATE ${name}.keyed AS k SET ready = true FROM (
     SELECT g.tag, g.lane, n.id FROM (
       SELECT tag, lane, max(id) AS last FROM gone${unless} GROUP BY tag, lane
     ) AS g CROSS JOIN LATERAL (
       SELECT id, lease FROM ${name}.keyed WHERE tag = g.tag AND lane = g.lane AND id > g.last ORDER BY tag, lane, id LIMIT 1
-    ) AS n WHERE n.lease = ${free}
+    ) AS n WHERE n.lease = ${free} OFFSET 0
   ) AS heads
   WHERE k.tag = heads.tag AND k.lane = heads.lane AND k.id = heads.id AND k.lease = ${free} AND k.due IS NULL`
 
