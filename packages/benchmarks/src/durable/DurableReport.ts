@@ -96,9 +96,9 @@ export const claimed = (claims: ReadonlyArray<DurableClaim.DurableClaim>): strin
   )
 
 /** With what, and how often, it was measured. */
-export const madeWith = (rounds: number, { graphile, postgres }: Versions): string =>
-  `PostgreSQL ${postgres} with its default settings, Node ${process.versions.node}, Effect ${getCurrentVersion()}, `
-  + `graphile-worker ${graphile}, ${availableParallelism()} cores. ${rounds} rounds by turns after a short one to warm up, a `
+export const madeWith = (rounds: number, { postgres }: Versions, others = ""): string =>
+  `PostgreSQL ${postgres} with its default settings, Node ${process.versions.node}, Effect ${getCurrentVersion()}, ${others}`
+  + `${availableParallelism()} cores. ${rounds} rounds by turns after a short one to warm up, a `
   + `database of its own for each turn, ${Payload.size} bytes of payload. Figures are medians (min..max).`
 
 export const make = (
@@ -109,7 +109,7 @@ export const make = (
   const { settings } = results
   const limit = Duration.format(Duration.fromInputUnsafe(settings.limit))
   return [
-    madeWith(settings.rounds, versions),
+    madeWith(settings.rounds, versions, `graphile-worker ${versions.graphile}, `),
     ...section(
       "A transaction with one row and 2 intents, against the same one without, and how many with intents are made a second:",
       contenders.all,

@@ -6,8 +6,7 @@ import * as Backlog from "./Backlog.ts"
 import * as Bulk from "./Bulk.ts"
 import * as contenders from "./contenders.ts"
 import * as Latency from "./Latency.ts"
-import * as Cost from "./promises/Cost.ts"
-import * as variants from "./promises/variants.ts"
+import * as Promises from "./promises/Promises.ts"
 import * as Remote from "./Remote.ts"
 import * as Rounds from "./Rounds.ts"
 import type { Settings } from "./Settings.ts"
@@ -85,15 +84,6 @@ const latency = (settings: Settings) =>
       (samples) => ({ processes, samples })
     ))
 
-const promises = Effect.fnUntraced(function*(settings: Settings) {
-  const { rounds } = settings.promises
-  const own = variants.make(settings.promises)
-  const samples = yield* Rounds.measure("Promises", variants.all(own), rounds, (variant) =>
-    Turn.take(variant, 10, (queue) =>
-      Cost.measure(variant, queue, { concurrency: 10, takes: 0, limit: "2 minutes" })))
-  return [{ variants: own, samples }]
-})
-
 /** Measures the scenarios that are asked for. */
 export const measure = Effect.fnUntraced(function*(settings: Settings, asked: ReadonlyArray<Name>) {
   const among = <A, E, R>(
@@ -107,7 +97,7 @@ export const measure = Effect.fnUntraced(function*(settings: Settings, asked: Re
     drain: yield* among("drain", drain),
     busy: yield* among("busy", busy),
     latency: yield* among("latency", latency),
-    promises: yield* among("promises", promises)
+    promises: yield* among("promises", () => Effect.map(Promises.measure(settings.promises), (measured) => [measured]))
   }
 })
 

@@ -38,7 +38,11 @@ export const durable = Command.make(
       : []
     for (const measured of results.promises) {
       const own = PromisesClaim.of(measured)
-      reports.push({ name: "promises", report: PromisesReport.make(measured, results.settings, own, versions), claims: own })
+      reports.push({
+        name: "promises",
+        report: PromisesReport.make(measured, results.settings.promises, own, versions),
+        claims: own
+      })
     }
     for (const { name, report } of reports) {
       yield* Console.log(report)

@@ -6,45 +6,51 @@ import * as Spread from "../../Spread.ts"
 import { table } from "../../Table.ts"
 import type { DurableClaim } from "../DurableClaim.ts"
 import { claimed, madeWith } from "../DurableReport.ts"
-import type { Results } from "../Scenarios.ts"
 import type { Versions } from "../Versions.ts"
+import * as Comparison from "./Comparison.ts"
 import type { Cost } from "./Cost.ts"
-import * as variants from "./variants.ts"
+import type { Promises } from "./Promises.ts"
+import type { PromisesSettings } from "./PromisesSettings.ts"
 
-type Measured = Results["promises"][number]
+const row = (name: string, size: number, of: (figure: (cost: Cost) => number) => Spread.Spread) => [
+  name,
+  count(size),
+  spreadOfCounts(of(({ rate }) => rate)),
+  count(of(({ wal }) => wal).median),
+  count(of(({ before }) => before).median)
+]
 
-const costs = ({ samples, variants: own }: Measured): string => {
-  const figures = (variant: variants.Variants["plain"], figure: (cost: Cost) => number) => samples(variant).map(figure)
+const costs = (promises: Promises): string => {
+  const comparisons = Object.values(promises)
+  const { without: plain } = promises.hundredKeys
+  const plains = comparisons.flatMap(({ samples, without }) => without === plain ? samples(plain) : [])
   return table(
-    ["", "wait", "a second", "× plain", "registered, × plain", "bytes of log", "before the last one"],
-    variants.all(own).map((variant) => {
-      const of = (figure: (cost: Cost) => number) => Spread.of(figures(variant, figure))
-      const timesPlain = (figure: (cost: Cost) => number) =>
-        spread(Spread.ofRatios(figures(variant, figure), figures(own.plain, figure)), 2)
-      return [
-        variant.name,
-        count(variant.size),
-        spreadOfCounts(of(({ rate }) => rate)),
-        timesPlain(({ rate }) => rate),
-        timesPlain(({ registered }) => registered),
-        count(of(({ wal }) => wal).median),
-        count(of(({ before }) => before).median)
-      ]
-    })
+    ["", "wait", "a second", "bytes of log", "before the last one", "times", "a second", "registered a second"],
+    [
+      row(plain.name, plain.size, (figure) => Spread.of(plains.map(figure))).concat("", "", ""),
+      ...comparisons.map((comparison) =>
+        row(comparison.variant.name, comparison.variant.size, (figure) => Comparison.of(comparison, figure)).concat(
+          comparison.without.name,
+          spread(Comparison.times(comparison, ({ rate }) => rate), 2),
+          spread(Comparison.times(comparison, ({ registered }) => registered), 2)
+        )
+      )
+    ]
   )
 }
 
 export const make = (
-  measured: Measured,
-  { promises: { rounds } }: Results["settings"],
+  promises: Promises,
+  { rounds }: PromisesSettings,
   claims: ReadonlyArray<DurableClaim>,
   versions: Versions
 ): string =>
   [
     madeWith(rounds, versions),
-    "Intents that wait, with handlers that do nothing, 10 at once; how fast they were registered, a thousand in a transaction; the "
-    + "bytes of write-ahead log of both for an intent; and how many were delivered before the one that was registered last:",
-    costs(measured),
+    "How many wait; how many of them are delivered a second, with handlers that do nothing, 10 at once; how much write-ahead log one "
+    + "takes, from being registered to being acknowledged; how many were delivered before the one that was registered last; and how "
+    + "fast they were delivered, and registered a thousand in a transaction, times the same without:",
+    costs(promises),
     "What is claimed:",
     claimed(claims)
   ].join("\n\n")

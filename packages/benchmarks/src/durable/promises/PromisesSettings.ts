@@ -8,7 +8,7 @@ export interface PromisesSettings {
   readonly size: number
   /** How many wait where all of them have one key. */
   readonly sizeOfKey: number
-  /** How many were delivered before and are kept, or 0 to leave that out. */
+  /** How many were delivered before and are kept. */
   readonly kept: number
   /** How many wait beside them that nobody delivers, a multiple of a thousand. */
   readonly unclaimed: number

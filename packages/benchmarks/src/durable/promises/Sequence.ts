@@ -32,7 +32,9 @@ export class Sequence {
     return Effect.suspend(() =>
       this.disordered === 0
         ? Effect.void
-        : Effect.die(new Error(`${this.disordered} intents of "${this.variant.name}" came out of the order of their key`))
+        : Effect.die(
+          new Error(`${this.disordered} intents of "${this.variant.name}" came out of the order of their key`)
+        )
     )
   }
 }

@@ -31,6 +31,8 @@ export interface Options {
   readonly keyOf?: ((n: number) => number) | undefined
   readonly priority?: (() => number) | undefined
   readonly limits?: Intent.LimitOptions | undefined
+  /** How many are registered in one transaction. Defaults to as many as come at once. */
+  readonly atOnce?: number | undefined
   readonly keepDelivered?: PgOutboxStore.Options["keepDelivered"]
   /** What is in the database before. */
   readonly before?: Effect.Effect<void, unknown, Epilogue.Epilogue | PgClient> | undefined
@@ -40,7 +42,7 @@ export const noop = (tag: string): Noop => Intent.make(tag, { payload: Payload.f
 
 const plain: Array.NonEmptyReadonlyArray<Noop> = [noop("Noop")]
 
-/** Defers those of a chunk in one boundary. */
+/** Registers intents in one transaction. */
 export const deferAll = (
   payloads: ReadonlyArray<Payload.Payload>,
   defer: (payload: Payload.Payload) => ReturnType<Noop["defer"]>
@@ -48,7 +50,8 @@ export const deferAll = (
 
 export const make = (
   name: string,
-  { before, intents = plain, intentOf = () => intents[0], keepDelivered, keyOf, limits, priority, size }: Options
+  { atOnce, before, intents = plain, intentOf = () => intents[0], keepDelivered, keyOf, limits, priority, size }:
+    Options
 ): Variant => ({
   name,
   size,
@@ -68,7 +71,12 @@ export const make = (
         Epilogue.atomic(Effect.andThen(core, Effect.forEach(payloads, defer, { discard: true }))).pipe(
           Effect.provideContext(services)
         ),
-      bulk: (payloads) => Effect.provideContext(deferAll(payloads, defer), services),
+      bulk: (payloads) =>
+        Effect.forEach(
+          atOnce === undefined ? [payloads] : Array.chunksOf(payloads, atOnce),
+          (chunk) => deferAll(chunk, defer),
+          { discard: true }
+        ).pipe(Effect.provideContext(services)),
       work: ({ receive, takes }, concurrency) => {
         const received = (n: number) => Effect.sync(() => receive(n))
         const handlers = Array.map(intents, (intent) =>

@@ -2,15 +2,18 @@
  * What is measured of the promises that durable intents make.
  */
 import * as Array from "effect/Array"
+import { count } from "../../Figures.ts"
 import * as Kept from "./Kept.ts"
 import type { PromisesSettings } from "./PromisesSettings.ts"
 import * as Unclaimed from "./Unclaimed.ts"
 import * as Variant from "./Variant.ts"
 
 export interface Variants {
-  /** Asks for nothing. The others are compared with it. */
   readonly plain: Variant.Variant
   readonly hundredKeys: Variant.Variant
+  /** Registered a few in a transaction, as from requests. */
+  readonly few: Variant.Variant
+  readonly hundredKeysFew: Variant.Variant
   readonly manyKeys: Variant.Variant
   readonly oneKey: Variant.Variant
   readonly priorities: Variant.Variant
@@ -19,8 +22,7 @@ export interface Variants {
   readonly concurrency: Variant.Variant
   readonly rate: Variant.Variant
   readonly keeping: Variant.Variant
-  /** Only where there is anything kept from before. */
-  readonly kept: Variant.Variant | undefined
+  readonly kept: Variant.Variant
   readonly unclaimed: Variant.Variant
 }
 
@@ -29,10 +31,11 @@ const keepDelivered = "7 days"
 export const make = ({ kept, size, sizeOfKey, unclaimed }: PromisesSettings): Variants => {
   const many = Array.makeBy(20, (index) => Variant.noop(`Noop${index}`))
   const [flooding, single] = [Variant.noop("Flooding"), Variant.noop("Single")]
-  const count = (figure: number) => figure.toLocaleString("en-US")
   return {
     plain: Variant.make("plain", { size }),
     hundredKeys: Variant.make("100 keys", { size, keyOf: (n) => n % 100 }),
+    few: Variant.make("plain, 10 in a transaction", { size, atOnce: 10 }),
+    hundredKeysFew: Variant.make("100 keys, 10 in a transaction", { size, atOnce: 10, keyOf: (n) => n % 100 }),
     manyKeys: Variant.make("10,000 keys", { size, keyOf: (n) => n % 10_000 }),
     oneKey: Variant.make("one key", { size: sizeOfKey, keyOf: () => 0 }),
     priorities: Variant.make("5 priorities", { size, priority: () => Math.floor(5 * Math.random()) }),
@@ -48,15 +51,14 @@ export const make = ({ kept, size, sizeOfKey, unclaimed }: PromisesSettings): Va
       limits: { rateLimit: { limit: 1_000_000, window: "1 second" } }
     }),
     keeping: Variant.make("`keepDelivered`", { size, keepDelivered }),
-    kept: kept === 0
-      ? undefined
-      : Variant.make(`\`keepDelivered\`, ${count(kept)} kept before`, { size, keepDelivered, before: Kept.fill(kept) }),
+    kept: Variant.make(`\`keepDelivered\`, ${count(kept)} kept before`, {
+      size,
+      keepDelivered,
+      before: Kept.fill(kept)
+    }),
     unclaimed: Variant.make(`${count(unclaimed)} of another tag beside them`, {
       size,
       before: Unclaimed.fill(unclaimed)
     })
   }
 }
-
-export const all = (variants: Variants): ReadonlyArray<Variant.Variant> =>
-  Object.values(variants).filter((variant) => variant !== undefined)
