@@ -62,6 +62,7 @@ export class Backlog {
       }
       if (batch.deliveries.push(each) >= handler.maxSize) this.close(batch)
     }
+    this.limits.trim()
     this.tell()
     return begun
   }
@@ -105,6 +106,7 @@ export class Backlog {
     if (this.next === this.jobs.length) this.hasJobs.closeUnsafe()
     this.size -= sizeOf(job)
     this.bytes -= bytesOf(job)
+    this.limits.begin(job.tag)
     return job
   }
 
@@ -114,7 +116,7 @@ export class Backlog {
   removeAll(): ReadonlyArray<Claimed> {
     const open = Array.from(this.batches.values())
     this.batches.clear()
-    return [...this.keep(() => false), ...open.flatMap((batch) => this.remove(batch))]
+    return this.remove([...this.cutOut(() => false), ...open])
   }
 
   /** Takes out all but the first jobs, which have so many deliveries. */
@@ -130,6 +132,12 @@ export class Backlog {
   /** Takes out what has limits over all workers, but for batches that are not full. */
   removeLimited(): ReadonlyArray<Claimed> {
     return this.keep(({ tag }) => !this.limits.has(tag))
+  }
+
+  /** Takes out the jobs of a tag but the first ones. */
+  removeOf(tag: string, kept: number): ReadonlyArray<Claimed> {
+    let left = kept
+    return this.keep((job) => job.tag !== tag || left-- > 0)
   }
 
   /** Takes out what is recalled. Of those of one key also what comes after it, for the order that they are in. */
@@ -148,31 +156,39 @@ export class Backlog {
       job.deliveries = rest
       return true
     }
-    removed.push(...this.keep(trim))
+    const jobs = [...this.cutOut(trim)]
     for (const batch of Array.from(this.batches.values())) {
       if (trim(batch)) continue
       this.batches.delete(batch.tag)
-      removed.push(...this.remove(batch))
+      jobs.push(batch)
     }
+    removed.push(...this.remove(jobs))
     return removed
   }
 
   private keep(isKept: (job: Job) => boolean): ReadonlyArray<Claimed> {
+    return this.remove(this.cutOut(isKept))
+  }
+
+  private cutOut(isKept: (job: Job) => boolean): ReadonlyArray<Job> {
     const kept: Array<Job> = []
-    const removed: Array<Claimed> = []
-    for (const job of this.jobs.slice(this.next)) {
-      if (isKept(job)) kept.push(job)
-      else removed.push(...this.remove(job))
-    }
+    const removed: Array<Job> = []
+    for (const job of this.jobs.slice(this.next)) (isKept(job) ? kept : removed).push(job)
     this.jobs = kept
     this.next = 0
-    this.tell()
     return removed
   }
 
-  private remove(job: Job): ReadonlyArray<Claimed> {
-    this.limits.drop(job.tag)
-    return deliveriesOf(job).map((each) => this.forget(each))
+  /** Who waits for jobs or for a limit goes on at once, and may put in others, so it comes last. */
+  private remove(jobs: ReadonlyArray<Job>): ReadonlyArray<Claimed> {
+    const removed: Array<Claimed> = []
+    for (const job of jobs) {
+      for (const each of deliveriesOf(job)) removed.push(this.forget(each))
+      this.limits.drop(job.tag)
+    }
+    this.tell()
+    if (removed.length > 0) this.limits.tell()
+    return removed
   }
 
   private forget(claimed: Claimed): Claimed {

@@ -2,7 +2,8 @@
  * What limits over all workers leave to one of them: it starts no more than the store has permitted to it.
  *
  * A job of a tag with limits is held from when it is claimed until it is over, and what is held may start at any moment.
- * So what is held counts as running when the store is asked, and what may be claimed is what may be started.
+ * So what is held counts as running when the store is asked, and what may be claimed is what may be started. Where a worker
+ * is permitted as many as it has slots, its slots are the limit, and it may hold as many as it likes.
  *
  * @since 0.1.0
  */
@@ -28,8 +29,9 @@ interface Limit {
   permitted: number
   /** How many more deliveries may be claimed. */
   tokens: number
-  /** How many jobs are held, and how many a claim that is under way may add. */
+  /** How many jobs are held, how many of these have a slot, and how many a claim that is under way may add. */
   held: number
+  inSlots: number
   reserved: number
   /** How many deliveries that claim may take. */
   quota: number
@@ -65,7 +67,17 @@ export class Limits {
   /** Whether the worker has no slot for anything, and has not had one for a while. */
   private isStuck = false
 
-  constructor(session: Session, known: Iterable<Known>, concurrency: number, now: () => number) {
+  private readonly onExcess: (tag: string, rest: number) => void
+
+  /** `onExcess` hears of a tag of which no more jobs may be held than those in slots and so many more. */
+  constructor(
+    session: Session,
+    known: Iterable<Known>,
+    concurrency: number,
+    now: () => number,
+    onExcess: (tag: string, rest: number) => void
+  ) {
+    this.onExcess = onExcess
     this.session = session
     this.concurrency = concurrency
     this.now = now
@@ -80,6 +92,7 @@ export class Limits {
         permitted: most === undefined ? Infinity : 0,
         tokens: rateLimit === undefined ? Infinity : 0,
         held: 0,
+        inSlots: 0,
         reserved: 0,
         quota: 0,
         mayHaveMore: true,
@@ -104,9 +117,10 @@ export class Limits {
     if (this.isEmpty) return undefined
     const quotas = new Map<string, number>()
     for (const limit of this.limits.values()) {
-      const jobs = this.isStuck ? 0 : Math.max(0, limit.permitted - limit.held)
+      const jobs = this.isStuck ? 0 : this.binds(limit) ? Math.max(0, limit.permitted - limit.held) : Infinity
       limit.quota = Math.min(room(limit.tag) + jobs * limit.jobSize, limit.tokens)
       limit.reserved = Math.min(jobs, limit.quota)
+      if (limit.quota === Infinity) continue
       limit.tokens -= limit.quota
       quotas.set(limit.tag, limit.quota)
     }
@@ -116,7 +130,7 @@ export class Limits {
   /** A claim has come back with these. */
   claimed(all: ReadonlyArray<Claimed>): void {
     if (this.isEmpty) return
-    for (const limit of this.limits.values()) limit.tokens += limit.quota
+    for (const limit of this.limits.values()) if (limit.quota < Infinity) limit.tokens += limit.quota
     for (const { tag } of all) {
       const limit = this.limits.get(tag)
       if (limit !== undefined) limit.tokens--
@@ -141,21 +155,44 @@ export class Limits {
     if (limit !== undefined) limit.held++
   }
 
+  /** A claim may bring more than what is permitted by now. */
+  trim(): void {
+    for (const limit of this.limits.values()) this.restrict(limit, Infinity)
+  }
+
+  /** A job that is held has a slot now. */
+  begin(tag: string): void {
+    const limit = this.limits.get(tag)
+    if (limit !== undefined) limit.inSlots++
+  }
+
   /**
-   * A job is over. The store never permits less than what runs, so a worker that always has something to do has to offer
-   * a place now and then for others to have their share.
+   * A job that had a slot is over. The store never permits less than what runs, so a worker that always has something to
+   * do has to offer a place now and then for others to have their share.
    */
-  drop(tag: string): void {
+  end(tag: string): void {
     const limit = this.limits.get(tag)
     if (limit === undefined) return
+    limit.inSlots--
     limit.held--
     if (!limit.mayHaveMore) return
     if (limit.offers) {
       limit.offers = false
       limit.isOffered = true
-      limit.permitted = Math.min(limit.permitted, runningOf(limit))
+      this.restrict(limit, Math.min(this.runningOf(limit), this.concurrency - 1))
     }
     this.isDue.openUnsafe()
+  }
+
+  /** A job that had no slot is not held any more. When all of them are gone that are to go, `tell` says so. */
+  drop(tag: string): void {
+    const limit = this.limits.get(tag)
+    if (limit !== undefined) limit.held--
+  }
+
+  /** There may be room for others. */
+  tell(): void {
+    if (!this.isEmpty) this.isDue.openUnsafe()
   }
 
   /** Deliveries that were claimed are released without having started. */
@@ -177,7 +214,7 @@ export class Limits {
       while (true) {
         this.hasNews.closeUnsafe()
         // It is taken before anybody else hears of it.
-        const isHeld = yield* this.ask(() => [wantOf(limit, 1, limit.tokens < 1 ? 1 : 0)], () => take(limit))
+        const isHeld = yield* this.ask(() => [this.wantOf(limit, 1, limit.tokens < 1 ? 1 : 0)], () => take(limit))
         if (isHeld || this.now() >= until) return isHeld
         yield* Effect.sleep(restAfterAsking)
         const rest = Math.min(until, limit.tokens < 1 ? limit.tokensAt : Infinity) - this.now()
@@ -236,7 +273,10 @@ export class Limits {
 
   /** Whether something may be claimed that could not be before. */
   get canClaim(): boolean {
-    return !this.isStuck && Array.from(this.limits.values()).some(canClaim)
+    return !this.isStuck &&
+      Array.from(this.limits.values()).some((limit) =>
+        limit.mayHaveMore && (limit.permitted > limit.held || !this.binds(limit)) && limit.tokens >= 1
+      )
   }
 
   private needsJobs(limit: Limit): boolean {
@@ -256,10 +296,32 @@ export class Limits {
     const isTime = (at: number): boolean => now >= at || (isStale && at === Infinity)
     const wantsJobs = isOffered || (this.needsJobs(limit) && isTime(jobsAt))
     const wantsTokens = this.needsTokens(limit, room) && isTime(tokensAt)
-    if (wantsJobs || wantsTokens) return [wantOf(limit, this.concurrency, wantsTokens ? room : 0)]
-    const running = runningOf(limit)
+    if (wantsJobs || wantsTokens) return [this.wantOf(limit, this.concurrency, wantsTokens ? room : 0)]
+    const running = this.runningOf(limit)
     const hasMore = hasConcurrency && permitted > running
-    return isStale && hasMore && (this.isStuck || !mayHaveMore) ? [wantOf(limit, running, 0)] : []
+    return isStale && hasMore && (this.isStuck || !mayHaveMore) ? [this.wantOf(limit, running, 0)] : []
+  }
+
+  /** Whether the limit lets this worker run less than it has slots for. */
+  private binds(limit: Limit): boolean {
+    return limit.permitted < this.concurrency
+  }
+
+  /** Permits no more than so many. What is held beyond that can't start. */
+  private restrict(limit: Limit, most: number): void {
+    limit.permitted = Math.min(limit.permitted, most)
+    if (this.binds(limit) && limit.held > limit.permitted) {
+      this.onExcess(limit.tag, Math.max(0, limit.permitted - limit.inSlots))
+    }
+  }
+
+  /** No more can run than there are slots, whatever is held. */
+  private runningOf({ held, reserved }: Limit): number {
+    return Math.min(held + reserved, this.concurrency)
+  }
+
+  private wantOf(limit: Limit, concurrency: number, tokens: number): Want {
+    return { tag: limit.tag, running: this.runningOf(limit), concurrency, tokens: limit.hasRate ? tokens : 0 }
   }
 
   private ask<A>(wants: () => ReadonlyArray<Want>, then: () => A): Effect.Effect<A> {
@@ -270,7 +332,7 @@ export class Limits {
         const limit = this.limits.get(tag)!
         limit.askedAt = this.now()
         // From when the store hears of it, no more may run than it has heard of, until it has answered.
-        limit.permitted = Math.min(limit.permitted, limit.hasConcurrency ? running : Infinity)
+        this.restrict(limit, limit.hasConcurrency ? running : Infinity)
       }
       return Effect.map(this.session.permit(asked), (permits) => {
         this.answer(asked, permits)
@@ -286,7 +348,10 @@ export class Limits {
       const limit = this.limits.get(tag)
       const want = wants.get(tag)
       if (limit === undefined || want === undefined) continue
-      if (limit.hasConcurrency) limit.permitted = concurrency
+      if (limit.hasConcurrency) {
+        limit.permitted = Infinity
+        this.restrict(limit, concurrency)
+      }
       if (limit.hasRate) limit.tokens += tokens
       // Somebody else has taken what was offered, and may have to have more of what is left.
       if (limit.isOffered && concurrency > 0 && concurrency <= want.running) limit.offers = true
@@ -305,15 +370,3 @@ const take = (limit: Limit): boolean => {
   limit.tokens--
   return true
 }
-
-const canClaim = ({ held, mayHaveMore, permitted, tokens }: Limit): boolean =>
-  mayHaveMore && permitted > held && tokens >= 1
-
-const wantOf = (limit: Limit, concurrency: number, tokens: number): Want => ({
-  tag: limit.tag,
-  running: runningOf(limit),
-  concurrency,
-  tokens: limit.hasRate ? tokens : 0
-})
-
-const runningOf = ({ held, reserved }: Limit): number => held + reserved

@@ -197,7 +197,7 @@ export class Runners {
     this.busy--
     this.hasMoved = true
     this.limits.move()
-    this.limits.drop(tag)
+    this.limits.end(tag)
     this.onChange()
     // Who waits for it goes on at once, so it comes last.
     if (this.busy === 0) this.isIdle.openUnsafe()

@@ -86,7 +86,13 @@ export class Work {
         if (!(handler._tag === "Single" && handler.isTransactional)) slot.interrupt()
       }
     })
-    this.limits = new Limits(session, options.known.values(), options.concurrency, this.now)
+    this.limits = new Limits(
+      session,
+      options.known.values(),
+      options.concurrency,
+      this.now,
+      (tag, rest) => this.release(this.backlog.removeOf(tag, rest))
+    )
     this.backlog = new Backlog(options.known, this.limits)
     this.runners = new Runners({
       ...options,

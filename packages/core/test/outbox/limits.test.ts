@@ -84,6 +84,20 @@ describe("a concurrency over all workers", () => {
       }).pipe(seeded))
   }
 
+  it.effect("that does not bind a worker keeps it from claiming nothing", () =>
+    Effect.gen(function*() {
+      let claims = 0
+      const store = storeWith((session) => ({
+        claim: (limit) => Effect.suspend(() => (claims++, session.claim(limit)))
+      }))
+      const { isEmpty, provide, start } = yield* makeOutbox(store)
+      yield* provide(deferred(Call, 10_000))
+      yield* start(worker(Call, 1_000, () => Effect.void))
+      yield* elapse("1 second")
+      yield* isEmpty
+      assert.isAtMost(claims, 100)
+    }).pipe(seeded))
+
   it.effect("is shared by workers that have as much to do", () =>
     Effect.gen(function*() {
       const meter = makeMeter()

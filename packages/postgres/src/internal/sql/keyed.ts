@@ -105,7 +105,7 @@ export const keyed = (name: string, keepsDelivered: boolean) => {
       SELECT FROM candidates AS c WHERE c.tag = h.tag AND c.lane = h.lane AND c.id > h.id
     )
   ))
-  FOR KEY SHARE SKIP LOCKED
+  FOR NO KEY UPDATE SKIP LOCKED
 ), pauses AS MATERIALIZED (
   SELECT tag, lane FROM ${name}.paused WHERE (tag, lane) IN (SELECT tag, lane FROM heads WHERE is_paused)
   FOR KEY SHARE SKIP LOCKED
@@ -119,7 +119,10 @@ export const keyed = (name: string, keepsDelivered: boolean) => {
     OR EXISTS (SELECT FROM blocks AS b WHERE b.tag = c.tag AND b.lane = c.lane)
   )
 ), demoted AS (
-  UPDATE ${name}.keyed SET ready = false WHERE ctid = ANY (ARRAY (SELECT tid FROM behind)) AND lease = ${free}
+  UPDATE ${name}.keyed SET ready = false WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM ${name}.keyed WHERE ctid = ANY (ARRAY (SELECT tid FROM behind)) AND lease = ${free}
+    FOR NO KEY UPDATE SKIP LOCKED
+  ))
 ), chosen AS MATERIALIZED (
   SELECT tid, id FROM found WHERE place <= $6::int8 AND (place = 1 OR bytes <= $7::float8)
 ), claimed AS (
