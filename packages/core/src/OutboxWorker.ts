@@ -45,6 +45,7 @@ import * as Metrics from "./Metrics.ts"
 import { persistently } from "./Outage.ts"
 import { engineOver } from "./Outbox.ts"
 import { type Claimed, OutboxStore, type Session, type Subscription } from "./OutboxStore.ts"
+import type { TransactionOptions } from "./SqlTransaction.ts"
 import { Work } from "./Work.ts"
 
 /**
@@ -53,7 +54,7 @@ import { Work } from "./Work.ts"
  * @category options
  * @since 0.1.0
  */
-export interface Options<Intents extends ReadonlyArray<Any>> extends EngineOptions {
+export interface Options<Intents extends ReadonlyArray<Any>> extends EngineOptions, TransactionOptions {
   /** The intents that it delivers. Those of other tags stay in the store, for other workers. */
   readonly intents: Intents
   /** How many deliveries run at once; a batch counts as one. Defaults to 10. */
@@ -231,7 +232,11 @@ const knownIn = Effect.fnUntraced(function*(
 // The module of Effect's client is not needed for more than its key.
 const sqlClient = Context.Service<SqlClient>("effect/sql/SqlClient")
 
-const handleWith = (store: OutboxStore.Service, session: Session, options: EngineOptions): Handle => {
+const handleWith = (
+  store: OutboxStore.Service,
+  session: Session,
+  options: EngineOptions & TransactionOptions
+): Handle => {
   const base = engineOver(store, options)
   return (handler, claimed, handled) =>
     handler._tag === "Single" && handler.isTransactional
@@ -249,7 +254,7 @@ const inTransaction = (
   base: Epilogue["Service"],
   claimed: Claimed,
   handled: Effect.Effect<unknown, unknown>,
-  { onFailure }: EngineOptions
+  { commitTimeout, onFailure }: EngineOptions & TransactionOptions
 ): ReturnType<Handle> =>
   Effect.suspend(() => {
     const settle = Effect.flatMap(
@@ -260,6 +265,7 @@ const inTransaction = (
     let isDelivery = true
     const engine = engineOver(store, {
       onFailure,
+      commitTimeout,
       around: (transact) => (core, restore) => {
         const isOutermost = isDelivery
         isDelivery = false
