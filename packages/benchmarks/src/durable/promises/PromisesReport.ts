@@ -49,7 +49,8 @@ export const make = (
     madeWith(rounds, versions),
     "How many wait; how many of them are delivered a second, with handlers that do nothing, 10 at once; how much write-ahead log one "
     + "takes, from being registered to being acknowledged; how many were delivered before the one that was registered last; and how "
-    + "fast they were delivered, and registered a thousand in a transaction, times the same without:",
+    + "fast they were delivered, and registered, times the same without. They were registered a thousand in a transaction, unless it "
+    + "says otherwise:",
     costs(promises),
     "What is claimed:",
     claimed(claims)
