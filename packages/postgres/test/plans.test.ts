@@ -138,8 +138,10 @@ it.layer(layerStore, { timeout: "3 minutes" })("plans", (it) => {
               queues,
               floors,
               floors,
+              queues,
               list(tags.map((tag) => `Tag${tag}`)),
-              each("1", 20)
+              each("1", 20),
+              "40"
             ])
             yield* explained("a look for suspects", statements.claimSuspect, ["1", queues, queues])
             const places = yield* sql<{ queues: string; ids: string }>`WITH few AS (

@@ -67,6 +67,7 @@ type LookedRow = readonly [
 /** The tags that a session delivers, and where they have their rows. */
 export class Subscribed {
   readonly subscriptions: ReadonlyMap<string, Subscription>
+  readonly versions: ReadonlyArray<{ readonly tag: string; readonly version: number }>
   private byId = new Map<number, Queue>()
   private wholes = new Map<string, number>()
   /** Of each tag, its queues by priority, the highest first. */
@@ -77,6 +78,7 @@ export class Subscribed {
 
   constructor(subscriptions: ReadonlyArray<Subscription>) {
     this.subscriptions = new Map(subscriptions.map((each) => [each.tag, each]))
+    this.versions = subscriptions.flatMap(({ tag, versions }) => versions.map((version) => ({ tag, version })))
   }
 
   learn(queues: ReadonlyArray<Queue>): void {

@@ -8,10 +8,16 @@ import { sessions } from "./sql/sessions.ts"
 import { waiting } from "./sql/waiting.ts"
 
 /**
- * How the statements of sessions are planned: along the indexes, whatever the statistics say. Of a table that was empty or full
- * a moment ago they say the wrong thing, and then a claim would read and sort all that waits.
+ * How the statements of sessions are planned: along the indexes, whatever the statistics say, and once. Of a table that was empty
+ * or full a moment ago they say the wrong thing, and then a claim would read and sort all that waits; and the plan is the same for
+ * all parameters, though the planner would rather look at them each time.
  */
-export const planning = { enable_bitmapscan: "off", enable_seqscan: "off", jit: "off" } as const
+export const planning = {
+  enable_bitmapscan: "off",
+  enable_seqscan: "off",
+  jit: "off",
+  plan_cache_mode: "force_generic_plan"
+} as const
 
 /**
  * For what nobody misses if the server crashes at that moment: beats and notifications. They need not wait for the disk. Claims

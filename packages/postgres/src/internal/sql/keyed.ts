@@ -165,11 +165,20 @@ WHERE ctid = ANY (ARRAY (
   SELECT ctid FROM ${name}.keyed WHERE lease = $1 AND id <> ALL ($2::int8[]) FOR NO KEY UPDATE
 )) AND lease = $1`,
 
-    /** Puts on record that what session `$1` holds has started: tags `$2`, lanes `$3`, positions `$4`. Answers the positions. */
-    startKeyed: `UPDATE ${name}.keyed SET lease = -($1::int8) WHERE ctid = ANY (ARRAY (
-  ${placesOf(given)}
-)) AND ${isHeld}
-RETURNING id`,
+    /**
+     * Puts on record that what session `$1` holds has started: tags `$2`, lanes `$3`, positions `$4`. Answers the positions. It
+     * waits for no row.
+     */
+    startKeyed: `WITH held AS MATERIALIZED (
+  SELECT ctid AS tid, id FROM ${name}.keyed WHERE ctid = ANY (ARRAY (
+    ${placesOf(given)}
+  )) AND ${isHeld}
+), started AS (
+  UPDATE ${name}.keyed SET lease = -($1::int8) WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM ${name}.keyed WHERE ctid = ANY (ARRAY (SELECT tid FROM held)) AND ${isHeld} FOR NO KEY UPDATE SKIP LOCKED
+  ))
+)
+SELECT id FROM held`,
 
     /** Deletes what has succeeded of session `$1`: tags `$2`, lanes `$3`, positions `$4`. Answers positions, and lanes that go on. */
     succeedKeyed: `WITH gone AS (

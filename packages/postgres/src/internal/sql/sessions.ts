@@ -52,21 +52,25 @@ FROM unnest($1::int8[]) AS g(session)`
 
     /**
      * Shows that `$1` is alive, and answers `[whether it is, the ids, beats and leases of all, whether something waits in a
-     * version `$6` of the tag `$5`, in a queue of `$2` at or after its position in `$3`, or with a key in `$4`, when the next of these is due, when the server was
-     * started, whether there are suspects, what it holds that is cancelled, the tags and lanes that are paused, the newest queue]`.
+     * queue of `$2` at or after its position in `$3`, or with a key in `$4`, or in a queue after `$8` that is of the version `$7`
+     * of the tag `$6`; when the next of these is due, when the server was started, whether there are suspects, what it holds that
+     * is cancelled, the tags and lanes that are paused, the newest queue]`. `$5` are the tags of the queues `$2`.
      */
     beat: `WITH me AS (
   UPDATE ${name}.worker SET beat = beat + 1, beat_at = clock_timestamp() WHERE id = $1 AND beat >= 0 RETURNING 1
 ), every AS (
   SELECT array_agg(id) AS ids, array_agg(beat) AS beats, array_agg(lease_ms) AS leases
   FROM ${name}.worker WHERE id <> $1
+), every_queue AS (
+  SELECT * FROM unnest($2::int4[], $3::int8[], $4::int8[], $5::int4[]) AS q(queue, floor, keyed_floor, tag)
+  UNION ALL
+  SELECT q.id, 0, 0, whole.id FROM ${name}.queue AS q
+  JOIN unnest($6::text[], $7::int4[]) AS s(tag, version) ON q.tag = s.tag AND q.version = s.version
+  JOIN ${name}.queue AS whole ON whole.tag = q.tag AND whole.version = 0
+  WHERE q.id > $8::int4
 ), asked AS MATERIALIZED (
-  SELECT q.id AS queue, coalesce(f.floor, 0) AS floor, coalesce(f.keyed_floor, 0) AS keyed_floor
-  FROM unnest($5::text[], $6::int4[]) AS s(tag, version)
-  JOIN ${name}.queue AS q ON q.tag = s.tag AND q.version = s.version
-  JOIN ${name}.queue AS whole ON whole.tag = s.tag AND whole.version = 0
-  LEFT JOIN unnest($2::int4[], $3::int8[], $4::int8[]) AS f(queue, floor, keyed_floor) ON f.queue = q.id
-  WHERE NOT EXISTS (SELECT FROM ${name}.paused AS p WHERE p.tag = whole.id AND p.lane = '${everyLane}')
+  SELECT queue, floor, keyed_floor FROM every_queue AS q
+  WHERE NOT EXISTS (SELECT FROM ${name}.paused AS p WHERE p.tag = q.tag AND p.lane = '${everyLane}')
 ), paused AS (
   SELECT array_agg(tag) AS tags, array_agg(lane::text) AS lanes FROM ${name}.paused
 )

@@ -116,11 +116,20 @@ WHERE ctid = ANY (ARRAY (
   SELECT ctid FROM ${name}.waiting WHERE lease = $1 AND id <> ALL ($2::int8[]) FOR NO KEY UPDATE
 )) AND lease = $1`,
 
-    /** Puts on record that what session `$1` holds has started: queues `$2`, positions `$3`. Answers the positions. */
-    start: `UPDATE ${name}.waiting SET lease = -($1::int8) WHERE ctid = ANY (ARRAY (
-  ${places}
-)) AND ${isHeld}
-RETURNING id`,
+    /**
+     * Puts on record that what session `$1` holds has started: queues `$2`, positions `$3`. Answers the positions. It waits for
+     * no row: one that a handler's transaction is settling is over anyway.
+     */
+    start: `WITH held AS MATERIALIZED (
+  SELECT ctid AS tid, id FROM ${name}.waiting WHERE ctid = ANY (ARRAY (
+    ${places}
+  )) AND ${isHeld}
+), started AS (
+  UPDATE ${name}.waiting SET lease = -($1::int8) WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM ${name}.waiting WHERE ctid = ANY (ARRAY (SELECT tid FROM held)) AND ${isHeld} FOR NO KEY UPDATE SKIP LOCKED
+  ))
+)
+SELECT id FROM held`,
 
     /** Deletes what has succeeded of session `$1`: queues `$2`, positions `$3`. Answers the positions. */
     succeed: keepsDelivered
