@@ -277,6 +277,23 @@ it.layer(layerStore)("sessions", (it) => {
       assert.strictEqual((yield* session.claim(all)).length, 10)
     }))
 
+  it.effect("a flood of 200,000 of one tag keeps the single intent of another out of no claim", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const store = yield* OutboxStore
+      const [many, one] = [envelope(), envelope()]
+      const session = yield* open(store, [many.tag, one.tag])
+      yield* sql`INSERT INTO epilogue.waiting (queue, id, enqueued_at, intent, payload)
+        SELECT q.id, nextval('epilogue.position'), now(), gen_random_uuid(), '{}'
+        FROM epilogue.queue AS q, generate_series(1, 200000) WHERE q.tag = ${many.tag} AND q.version = 1`
+      yield* session.claim({ rows: 100, bytes: 1e9 })
+      yield* store.append([one])
+      const next = yield* session.claim({ rows: 100, bytes: 1e9 })
+      assert.strictEqual(next.length, 100)
+      assert.isTrue(next.some(({ id }) => id === one.id))
+      yield* sql`DELETE FROM epilogue.waiting`
+    }))
+
   it.effect("of more tags than rows each has its turn", () =>
     Effect.gen(function*() {
       const store = yield* OutboxStore
