@@ -277,6 +277,30 @@ it.layer(layerStore)("sessions", (it) => {
       assert.strictEqual((yield* session.claim(all)).length, 10)
     }))
 
+  it.effect("what waits behind one that a transaction is settling keeps no other key waiting", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const store = yield* OutboxStore
+      const behind = envelopes(60, { partitionKey: "busy" })
+      const { tag } = behind[0]!
+      const other = envelope({ tag, partitionKey: "idle" })
+      const [here, there] = [yield* open(store, [tag]), yield* open(yield* elsewhere, [tag])]
+      for (const each of behind) yield* store.append([each])
+      yield* store.append([other])
+      const [head] = yield* here.claim({ ...all, rows: 1 })
+      const [settled, end] = [Latch.makeUnsafe(), Latch.makeUnsafe()]
+      const transaction = yield* Effect.forkChild(sql.withTransaction(Effect.gen(function*() {
+        yield* here.settleInTransaction(head!)
+        yield* settled.open
+        yield* end.await
+      })))
+      yield* settled.await
+      assert.deepStrictEqual((yield* there.claim({ ...all, rows: 10 })).map(({ id }) => id), [other.id])
+      yield* end.open
+      yield* Fiber.join(transaction)
+      assert.deepStrictEqual((yield* here.claim({ ...all, rows: 1 })).map(({ id }) => id), [behind[1]!.id])
+    }))
+
   it.effect("a flood of 200,000 of one tag keeps the single intent of another out of no claim", () =>
     Effect.gen(function*() {
       const sql = yield* PgClient.PgClient

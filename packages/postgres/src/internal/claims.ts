@@ -60,6 +60,7 @@ type LookedRow = readonly [
   queues: ReadonlyArray<number> | null,
   readies: ReadonlyArray<number> | null,
   firsts: ReadonlyArray<bigint> | null,
+  lasts: ReadonlyArray<bigint> | null,
   chosen: ReadonlyArray<bigint> | null,
   found: number
 ]
@@ -227,8 +228,9 @@ export const waitingSource = (
 export class Hints {
   private readonly lanes = new Map<string, Lane>()
 
-  get size(): number {
-    return this.lanes.size
+  /** Whether there are any of these tags. */
+  has(tags: ReadonlyArray<number>): boolean {
+    return Array.from(this.lanes.values()).some(({ tag }) => tags.includes(tag))
   }
 
   add(tag: number, lane: string): void {
@@ -269,37 +271,49 @@ export const keyedSource = (
   ): Effect.fn.Return<Found & { readonly bytes: number }, IntentStoreError> {
     const ids = queues.map(({ id }) => id)
     const tags = subscribed.tagsOf(queues)
-    const lanes = hints.take(rows, new Set(tags))
     const look = Math.max(rows, 20)
-    const answer = yield* Effect.onError(
-      run(what, statements.claimKeyed, [
-        session,
-        ids,
-        floors.from(ids, reach, now()),
-        queues.map(({ tag }) => subscribed.subscriptions.get(tag)!.perKey ?? 1),
-        tags,
-        rows,
-        bytes,
-        lanes.map(({ tag }) => tag),
-        lanes.map(({ lane }) => lane),
-        BigInt(look)
-      ]),
-      () => Effect.sync(() => lanes.forEach(({ lane, tag }) => hints.add(tag, lane)))
-    )
-    // Rows with these columns are what the statement answers.
-    const [looked, ...rest] = answer as unknown as readonly [LookedRow, ...ReadonlyArray<ReadonlyArray<unknown>>]
-    const [askedOf, readies, firsts, chosen, found] = looked
-    askedOf?.forEach((queue, index) => floors.see(queue, firsts![index]!))
-    const keyed = rest.map((row) => row.slice(5) as unknown as KeyedRow).toSorted((a, b) => a[1] < b[1] ? -1 : 1)
-    const size = keyed.reduce((sum, row) => sum + row[9], 0)
-    const claimed = yield* inOrder(keyed, chosen?.length ?? 0)
-    // The lanes of hints that there was no room for are ready, so they are found by a look at all that is.
-    if (claimed.length >= rows && lanes.length > 0) floors.sweep()
-    return {
-      claimed,
-      bytes: size,
-      isCut: found > (chosen?.length ?? 0),
-      isAll: claimed.length < rows && hints.size === 0 && (readies ?? []).every((ready) => ready < look)
+    const start = floors.from(ids, reach, now())
+    /** In each queue, what was looked at before. */
+    const beyond = new Map<number, bigint>()
+    while (true) {
+      const lanes = hints.take(rows, new Set(tags))
+      const answer = yield* Effect.onError(
+        run(what, statements.claimKeyed, [
+          session,
+          ids,
+          ids.map((id, index) => beyond.get(id) ?? start[index]!),
+          queues.map(({ tag }) => subscribed.subscriptions.get(tag)!.perKey ?? 1),
+          tags,
+          rows,
+          bytes,
+          lanes.map(({ tag }) => tag),
+          lanes.map(({ lane }) => lane),
+          BigInt(look)
+        ]),
+        () => Effect.sync(() => lanes.forEach(({ lane, tag }) => hints.add(tag, lane)))
+      )
+      // Rows with these columns are what the statement answers.
+      const [looked, ...rest] = answer as unknown as readonly [LookedRow, ...ReadonlyArray<ReadonlyArray<unknown>>]
+      const [askedOf, readies, firsts, lasts, chosen, found] = looked
+      askedOf?.forEach((queue, index) => floors.see(queue, firsts![index]!))
+      const keyed = rest.map((row) => row.slice(6) as unknown as KeyedRow).toSorted((a, b) => a[1] < b[1] ? -1 : 1)
+      const claimed = yield* inOrder(keyed, chosen?.length ?? 0)
+      const full = (askedOf ?? []).flatMap((queue, index) =>
+        readies![index]! < look ? [] : [[queue, lasts![index]! + 1n] as const]
+      )
+      if (claimed.length === 0 && full.length > 0) {
+        // None of these can be claimed now, and some of them may have to wait for long.
+        for (const [queue, next] of full) beyond.set(queue, next)
+        continue
+      }
+      // The lanes of hints that there was no room for are ready, so they are found by a look at all that is.
+      if (claimed.length >= rows && lanes.length > 0) floors.sweep()
+      return {
+        claimed,
+        bytes: keyed.reduce((sum, row) => sum + row[9], 0),
+        isCut: found > (chosen?.length ?? 0),
+        isAll: claimed.length < rows && !hints.has(tags) && full.length === 0
+      }
     }
   })
 

@@ -48,8 +48,8 @@ export const keyed = (name: string, keepsDelivered: boolean) => {
     /**
      * Leases up to `$6` rows of together `$7` bytes to the session `$1`. It looks at the next `$10` that are ready in each queue
      * of `$2`, at or after its position in `$3`, and at the lanes `$9` of the tags `$8`; of a lane it takes as many as `$4` says
-     * of its queue. `$5` are the tags of the queues. Answers first `[queues, how many were ready in each, the first of each, the
-     * positions that were to be leased, how many were found]`, and after five columns more what was leased.
+     * of its queue. `$5` are the tags of the queues. Answers first `[queues, how many were ready in each, the first and the
+     * last of each, the positions that were to be leased, how many were found]`, and after six columns more what was leased.
      */
     claimKeyed: `WITH session AS MATERIALIZED (
   SELECT FROM ${name}.worker WHERE id = $1 AND beat >= 0 FOR KEY SHARE
@@ -130,14 +130,14 @@ export const keyed = (name: string, keepsDelivered: boolean) => {
     AND lease = ${free} AND (SELECT count(*) FROM behind) >= 0
   RETURNING ${claimedColumns}, tag, lane::text, partition_key
 ), looked AS (
-  SELECT array_agg(queue) AS queues, array_agg(ready) AS readies, array_agg(first) AS firsts FROM (
-    SELECT queue, count(*)::int4 AS ready, min(id) AS first FROM candidates GROUP BY queue
+  SELECT array_agg(queue) AS queues, array_agg(ready) AS readies, array_agg(first) AS firsts, array_agg(last) AS lasts FROM (
+    SELECT queue, count(*)::int4 AS ready, min(id) AS first, max(id) AS last FROM candidates GROUP BY queue
   ) AS l
 )
-SELECT queues, readies, firsts, (SELECT array_agg(id) FROM chosen), (SELECT count(*)::int4 FROM found), NULL::int4, NULL::int8,
+SELECT queues, readies, firsts, lasts, (SELECT array_agg(id) FROM chosen), (SELECT count(*)::int4 FROM found), NULL::int4, NULL::int8,
   NULL::text, NULL::int4, NULL::int4, NULL::int2, NULL::float8, NULL::text, NULL::float8, NULL::int4, NULL::text, NULL::int4,
   NULL::text, NULL::text FROM looked
-UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, claimed.* FROM claimed`,
+UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, claimed.* FROM claimed`,
 
     /** Leases one suspect of the queues `$2`, whose tags are `$3`, to the session `$1`: the head of its lane. */
     claimSuspectKeyed: `WITH session AS MATERIALIZED (
