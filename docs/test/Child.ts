@@ -8,12 +8,15 @@ import { createInterface } from "node:readline"
 
 export type Role = "boundary" | "worker" | "transactional" | "blocked"
 
-/** Starts a process, which is killed when the scope closes. */
-export const start = Effect.fnUntraced(function*(role: Role, order = 0) {
+/**
+ * Starts a process, which is killed when the scope closes. A boundary is given its order, a worker how many deliveries it
+ * runs at once.
+ */
+export const start = Effect.fnUntraced(function*(role: Role, given = 0) {
   const { config } = yield* PgClient.PgClient
   const child = yield* Effect.acquireRelease(
     Effect.sync(() =>
-      spawn(process.execPath, [join(import.meta.dirname, "program.ts"), role, String(order)], {
+      spawn(process.execPath, [join(import.meta.dirname, "program.ts"), role, String(given)], {
         env: { ...process.env, DATABASE_URL: Redacted.value(config.url!) },
         stdio: ["pipe", "pipe", "inherit"]
       })

@@ -1,12 +1,15 @@
 /** What the tests of durability are given: a store in a database of their own, and short words for what they do often. */
 import { PgClient, PgConnection } from "@effect/sql-pg"
 import { assert } from "@effect/vitest"
-import { Epilogue, type Intent, type IntentSink, OutboxStore, OutboxWorker } from "@epilogue/core"
+import { Epilogue, type Intent, type IntentSink, OutboxAdmin, OutboxStore, OutboxWorker } from "@epilogue/core"
+import * as EmbeddedPostgres from "@epilogue/embedded-postgres"
 import * as TestDatabase from "@epilogue/embedded-postgres/TestDatabase"
-import { Cause, Effect, Exit, Layer, Redacted, Schedule, Scope } from "effect"
+import { Cause, Context, Effect, Exit, Layer, ManagedRuntime, Option, Redacted, Schedule, Scope } from "effect"
 import { SqlClient } from "effect/sql"
 import { randomUUID } from "node:crypto"
 import { connect, createServer, type Socket } from "node:net"
+import type { Duplex } from "node:stream"
+import { afterAll } from "vitest"
 import { insertOrder, layerOutbox, layerTables, SendReceipt } from "./Shop.ts"
 
 /** A store in a fresh database. */
@@ -72,6 +75,31 @@ export const depthOf = ({ _tag }: { readonly _tag: string }) =>
 /** Waits until the store has none of these to deliver any more. */
 export const areGone = (intent: { readonly _tag: string }) =>
   until(Effect.map(depthOf(intent), ({ claimed, delayed, waiting }) => claimed + delayed + waiting === 0))
+
+/** Waits until so many are on record as started. */
+export const areOnRecord = (count: number) =>
+  SqlClient.SqlClient.use((sql) =>
+    until(Effect.map(sql`SELECT FROM epilogue.waiting WHERE lease < 0`, (rows) => rows.length === count))
+  )
+
+/** The rows of all tables of the store that say this, in whatever column. */
+export const rowsWith = Effect.fnUntraced(function*(text: string) {
+  const sql = yield* SqlClient.SqlClient
+  const all = yield* sql<{ name: string }>`
+    SELECT 'epilogue.' || relname AS name FROM pg_class WHERE relnamespace = 'epilogue'::regnamespace AND relkind = 'r'`
+  const found = yield* Effect.forEach(
+    all,
+    ({ name }) =>
+      sql.unsafe<{ row: string }>(`SELECT each::text AS row FROM ${name} AS each WHERE each::text LIKE '%${text}%'`)
+  )
+  return found.flat().map(({ row }) => row)
+})
+
+/** What an operator does. */
+export const admin = Effect.map(
+  Layer.build(Layer.fresh(OutboxAdmin.layer)),
+  (context) => Context.get(context, OutboxAdmin.OutboxAdmin)
+)
 
 // Deferring and delivering --------------------------------------------------------------------------------------------
 
@@ -161,7 +189,11 @@ export const beats = (count: number) =>
   )
 
 /** An intent as it is appended, without a boundary. */
-export const envelope = (intent: { readonly _tag: string }, payload: unknown): IntentSink.Envelope => ({
+export const envelope = (
+  intent: { readonly _tag: string },
+  payload: unknown,
+  options?: Partial<IntentSink.Envelope>
+): IntentSink.Envelope => ({
   id: randomUUID(),
   tag: intent._tag,
   version: 1,
@@ -172,7 +204,8 @@ export const envelope = (intent: { readonly _tag: string }, payload: unknown): I
   priority: 0,
   delay: undefined,
   runAt: undefined,
-  traceparent: undefined
+  traceparent: undefined,
+  ...options
 })
 
 /** Leads to the server of the test. It can stop to answer, and it can keep notifications to itself, as some poolers do. */
@@ -181,8 +214,9 @@ export const proxy = Effect.fnUntraced(function*() {
   const target = new URL(Redacted.value(config.url!))
   const sockets = new Set<Socket>()
   let isFrozen = false
+  let targetPort = Number(target.port)
   const server = createServer((client) => {
-    const upstream = connect(Number(target.port), target.hostname)
+    const upstream = connect(targetPort, target.hostname)
     for (const socket of [client, upstream]) {
       sockets.add(socket)
       socket.on("error", () => socket.destroy())
@@ -217,8 +251,86 @@ export const proxy = Effect.fnUntraced(function*() {
   url.host = `127.0.0.1:${port}`
   return {
     url: Redacted.make(url.href),
+    /** What connects from now on finds another server. */
+    leadTo: (other: number) => void (targetPort = other),
     freeze: Effect.sync(() => void (isFrozen = true)),
     /** Ends what is connected. What connects now finds everything as it was. */
     cut: Effect.andThen(cut, Effect.sync(() => void (isFrozen = false)))
   }
 })
+
+/** When a connection breaks: before the server gets the `COMMIT`, or when it answers. */
+export type Loss = "before COMMIT" | "after COMMIT"
+
+/** Connections to the server of the test, of which the first to send `COMMIT` breaks. Then new ones come from `later`. */
+export const lossy = (when: Loss, later?: () => Duplex) =>
+  PgClient.PgClient.useSync(({ config }) => {
+    const { hostname, port } = new URL(Redacted.value(config.url!))
+    let isOver = false
+    return (): Duplex => {
+      if (isOver && later !== undefined) return later()
+      const socket = connect(Number(port), hostname)
+      const write = socket.write.bind(socket)
+      const emit = socket.emit.bind(socket)
+      let isLost = false
+      socket.write = (data: string | Uint8Array) => {
+        if (isOver || !Buffer.from(data).includes("COMMIT")) return write(data)
+        isLost = isOver = true
+        if (when === "after COMMIT") return write(data)
+        socket.destroy()
+        return false
+      }
+      socket.emit = (event: string | symbol, ...args: Array<unknown>) => {
+        if (!isLost || event !== "data") return emit(event, ...args)
+        socket.destroy()
+        return true
+      }
+      return socket
+    }
+  })
+
+// Servers of their own ------------------------------------------------------------------------------------------------
+
+/** A server that only this file uses, with a store. Another one with the same password stands for its successor. */
+const makeServer = Effect.fnUntraced(function*(password?: string) {
+  const server = yield* Layer.build(Layer.fresh(EmbeddedPostgres.layerOwn()))
+  const url = new URL(Redacted.value(Context.get(server, EmbeddedPostgres.EmbeddedPostgres).url))
+  const clientOf = (own: URL) => PgClient.layer({ url: Redacted.make(own.href) })
+  if (password !== undefined) {
+    yield* SqlClient.SqlClient.use((sql) => sql.unsafe(`ALTER USER postgres PASSWORD '${password}'`)).pipe(
+      Effect.provide(clientOf(url))
+    )
+    url.password = password
+  }
+  const context = yield* Layer.build(
+    Layer.fresh(layerOutbox.pipe(Layer.provideMerge(layerTables), Layer.provideMerge(clientOf(url))))
+  )
+  return { context, port: Number(url.port), password: url.password }
+})
+
+/** Two servers. The second stands for one that is promoted. */
+class OwnServers extends Context.Service<OwnServers>()("test/OwnServers", {
+  make: Effect.gen(function*() {
+    const first = yield* makeServer()
+    const second = yield* makeServer(first.password)
+    const walWriter = SqlClient.SqlClient.use((sql) =>
+      sql<{ pid: number }>`SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'`
+    ).pipe(Effect.map(([row]) => row?.pid), Effect.option, Effect.map(Option.getOrUndefined))
+    /** A process of the first server dies, and it recovers. */
+    const crash = Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      const pid = yield* walWriter
+      yield* Effect.ignore(sql.unsafe(`COPY (SELECT) TO PROGRAM 'kill -9 ${pid}'`))
+      yield* until(Effect.map(walWriter, (found) => found !== undefined && found !== pid))
+    }).pipe(Effect.provide(first.context))
+    return { first, second, crash }
+  })
+}) {
+  static readonly layer = Layer.effect(OwnServers, OwnServers.make)
+}
+
+const servers = ManagedRuntime.make(OwnServers.layer)
+afterAll(() => servers.dispose())
+
+/** They start with the first test that needs them. */
+export const ownServers = Effect.map(servers.contextEffect, (context) => Context.get(context, OwnServers))

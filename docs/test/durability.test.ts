@@ -1,23 +1,45 @@
 /*
- * The promises of docs/durability.md: each is the name of a test here, and there is none without one. Each test has a
- * database of its own. Where a process has to die, it is a real one, and it is killed.
+ * The promises of docs/durability.md: each sentence is the name of a test here, and there is none without one. Each test
+ * has a database of its own. Where a process has to die, it is a real one, and it is killed.
  */
 import { PgClient } from "@effect/sql-pg"
 import { assert, describe, it } from "@effect/vitest"
-import { Epilogue, Intent, OutboxStore } from "@epilogue/core"
+import { Epilogue, Intent, type IntentSink, Outbox, OutboxStore, type OutboxWorker } from "@epilogue/core"
 import { PgOutboxStore } from "@epilogue/postgres"
-import { Clock, DateTime, Duration, Effect, Exit, Fiber, Latch, Layer, Queue, Schedule, Schema } from "effect"
+import {
+  Cause,
+  Clock,
+  Context,
+  DateTime,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Latch,
+  Layer,
+  Option,
+  Queue,
+  Redacted,
+  Schedule,
+  Schema,
+  type Scope
+} from "effect"
 import { SqlClient } from "effect/sql"
 import { lexer, type Token, type Tokens } from "marked"
+import { randomUUID } from "node:crypto"
 import { readFileSync } from "node:fs"
+import { connect } from "node:net"
 import { join } from "node:path"
+import type { Duplex } from "node:stream"
 import * as Child from "./Child.ts"
 import * as Fixture from "./Fixture.ts"
 import { insertOrder, SendReceipt } from "./Shop.ts"
 
 const {
+  admin,
   another,
   areGone,
+  areOnRecord,
   beats,
   checkout,
   connection,
@@ -25,7 +47,9 @@ const {
   depthOf,
   lock,
   lockIntents,
+  lossy,
   messageOf,
+  ownServers,
   stored,
   tables,
   until,
@@ -55,7 +79,7 @@ const failWith = {
   "is interrupted": Effect.interrupt
 }
 
-describe("Boundaries", () => {
+describe("1. Atomic enqueue", () => {
   promise(
     "What the core writes and the intents that it defers are committed by one transaction.",
     () =>
@@ -251,7 +275,7 @@ describe("Boundaries", () => {
   )
 })
 
-describe("Deliveries", () => {
+describe("2. At least once", () => {
   promise("An intent of a boundary that was discarded is never delivered.", () =>
     Effect.gen(function*() {
       const sql = yield* SqlClient.SqlClient
@@ -345,21 +369,6 @@ describe("Deliveries", () => {
   )
 
   promise(
-    "A delivery that a crash ended counts as no attempt, and `delivery.crashes` counts it.",
-    () =>
-      Effect.gen(function*() {
-        const child = yield* Child.start("worker")
-        yield* checkout(1)
-        yield* child.says("handling")
-        yield* child.end("SIGKILL")
-        const recorder = new Fixture.Recorder()
-        yield* work({ intents: [SendReceipt], lease }, recorder.handler)
-        yield* recorder.has(1)
-        assert.deepStrictEqual(recorder.deliveries.map(({ attempt, crashes }) => [attempt, crashes]), [[1, 1]])
-      })
-  )
-
-  promise(
     "An intent that failed is delivered again, until its schedule or its attempts are at an end.",
     () =>
       Effect.gen(function*() {
@@ -420,9 +429,7 @@ describe("Deliveries", () => {
         for (const late of lateness.values()) assert.isAtLeast(late, 0)
       })
   )
-})
 
-describe("Transactional handlers", () => {
   const orderAndSurvey = (order: number) => Effect.andThen(insertOrder(order), Survey.defer({ order }))
 
   promise(
@@ -474,7 +481,7 @@ describe("Transactional handlers", () => {
   )
 })
 
-describe("Leases", () => {
+describe("3. Fenced leases", () => {
   promise(
     "A worker that is alive keeps what it has claimed, however long its handlers take.",
     () =>
@@ -585,12 +592,93 @@ describe("Leases", () => {
         const recorder = new Fixture.Recorder()
         yield* work({ intents: [SendReceipt], lease }, recorder.handler)
         yield* recorder.has(1)
-        assert.deepStrictEqual(recorder.deliveries.map((each) => [each.id, each.crashes]), [[id, 1]])
+        assert.deepStrictEqual(recorder.ids, [id])
+        const { workers } = yield* admin
+        assert.strictEqual((yield* workers).length, 1)
       })
   )
 })
 
-describe("What cannot be delivered", () => {
+describe("4. Crashes", () => {
+  /** A process that delivers one at a time. When it is killed, it is delivering the first, and has claimed the others. */
+  const startHolding = Effect.fnUntraced(function*(...orders: ReadonlyArray<number>) {
+    const child = yield* Child.start("worker", 1)
+    const ids = yield* Epilogue.atomic(Effect.forEach(orders, (order) => SendReceipt.defer({ order })))
+    yield* child.says("handling")
+    yield* until(Effect.map(depthOf(SendReceipt), ({ claimed }) => claimed === orders.length))
+    yield* areOnRecord(1)
+    return { kill: child.end("SIGKILL"), ids }
+  })
+
+  promise(
+    "What is on record as started when its worker dies is a suspect: it runs alone the next time.",
+    () =>
+      Effect.gen(function*() {
+        const holding = yield* startHolding(1)
+        yield* holding.kill
+        const running = new Set<number>()
+        const beside: Array<ReadonlyArray<number>> = []
+        // The others fill the worker when it comes to the suspect, and while it runs that.
+        const handler = SendReceipt.toLayer(({ order }) =>
+          Effect.acquireUseRelease(
+            Effect.sync(() => {
+              running.add(order)
+              if (running.has(1)) beside.push(Array.from(running))
+            }),
+            () => Effect.sleep(order === 1 ? "300 millis" : "20 millis"),
+            () => Effect.sync(() => running.delete(order))
+          )
+        )
+        yield* work({ intents: [SendReceipt], lease }, handler)
+        yield* Epilogue.atomic(SendReceipt.defer({ order: 2 })).pipe(
+          Effect.repeat({ until: () => beside.length > 0, schedule: Schedule.spaced("5 millis") })
+        )
+        yield* areGone(SendReceipt)
+        assert.deepStrictEqual(beside, [[1]])
+      })
+  )
+
+  promise(
+    "Nothing is counted of that crash, neither of what had started nor of what else its worker had claimed.",
+    () =>
+      Effect.gen(function*() {
+        const holding = yield* startHolding(1, 2)
+        yield* holding.kill
+        const recorder = new Fixture.Recorder()
+        yield* work({ intents: [SendReceipt], lease }, recorder.handler)
+        yield* areGone(SendReceipt)
+        assert.sameMembers([...recorder.ids], holding.ids)
+        assert.deepStrictEqual(recorder.deliveries.map(({ attempt, crashes }) => [attempt, crashes]), [[1, 0], [1, 0]])
+      })
+  )
+
+  promise(
+    "A crash while it runs alone is counted, and after `maxCrashes` of them it is a dead letter.",
+    () =>
+      Effect.gen(function*() {
+        class Fragile extends Intent.make("SendReceipt", { payload: { order: Schema.Int }, maxCrashes: 1 }) {}
+        const holding = yield* startHolding(1)
+        const next = yield* Child.start("worker", 1)
+        yield* holding.kill
+        yield* next.says("handling")
+        const { get } = yield* admin
+        const found = Effect.map(get(holding.ids[0]!), Option.getOrThrow)
+        assert.strictEqual((yield* found).crashes, 0)
+        const orders: Array<number> = []
+        yield* work(
+          { intents: [Fragile], lease },
+          Fragile.toLayer(({ order }) => Effect.sync(() => orders.push(order)))
+        )
+        yield* next.end("SIGKILL")
+        yield* until(Effect.map(depthOf(Fragile), ({ dead }) => dead === 1))
+        const { crashes, failures, reason } = yield* found
+        assert.deepStrictEqual([crashes, failures, reason], [1, 0, "crashed"])
+        assert.deepStrictEqual(orders, [])
+      })
+  )
+})
+
+describe("5. What cannot be delivered", () => {
   promise(
     "An intent whose tag or version no worker knows waits for one that does, and holds up no other.",
     () =>
@@ -678,7 +766,160 @@ describe("What cannot be delivered", () => {
     }))
 })
 
-describe("Wakes", () => {
+describe("6. Order", () => {
+  class Step extends Intent.make("Step", {
+    payload: { order: Schema.Int },
+    partitionKey: () => "key",
+    retry: Schedule.spaced("50 millis")
+  }) {}
+
+  /** Notes the orders of what a handler is given, when it begins and when it ends. */
+  const noting = <E>(handler: (order: number) => Effect.Effect<unknown, E>) => {
+    const orders: Array<number> = []
+    let running = 0
+    let most = 0
+    return {
+      orders,
+      most: () => most,
+      layer: Step.toLayer(({ order }) =>
+        Effect.acquireUseRelease(
+          Effect.sync(() => {
+            most = Math.max(most, ++running)
+            orders.push(order)
+          }),
+          () => handler(order),
+          () => Effect.sync(() => running--)
+        )
+      )
+    }
+  }
+
+  promise(
+    "Deliveries of one key are made one at a time over all workers, in the order in which their transactions committed.",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const [hasDeferred, mayCommit] = [yield* Latch.make(), yield* Latch.make()]
+        // It begins and defers first, and commits last.
+        const last = Effect.andThen(Step.defer({ order: 12 }), Effect.andThen(hasDeferred.open, mayCommit.await))
+        const committing = yield* Effect.forkChild(Epilogue.atomic(last))
+        yield* hasDeferred.await
+        const elsewhere = yield* another()
+        for (let order = 1; order < 10; order++) {
+          const step = Epilogue.atomic(Step.defer({ order }))
+          yield* order % 2 === 0 ? Effect.provide(step, elsewhere) : step
+        }
+        // It has stored its intent and has not committed: the next one waits for that.
+        const isStored = yield* Latch.make()
+        const before = yield* Effect.forkChild(sql.withTransaction(
+          Effect.andThen(
+            Epilogue.atomic(Step.defer({ order: 10 })),
+            Effect.andThen(isStored.open, Effect.sleep("50 millis"))
+          )
+        ))
+        yield* isStored.await
+        yield* Effect.provide(Epilogue.atomic(Step.defer({ order: 11 })), elsewhere)
+        yield* Fiber.join(before)
+        yield* mayCommit.open
+        yield* Fiber.join(committing)
+
+        const steps = noting(() => Effect.sleep("5 millis"))
+        for (const context of [elsewhere, yield* another()]) {
+          for (let i = 0; i < 2; i++) yield* Effect.provide(work({ intents: [Step] }, steps.layer), context)
+        }
+        yield* areGone(Step)
+        assert.deepStrictEqual(steps.orders, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+        assert.strictEqual(steps.most(), 1)
+      })
+  )
+
+  promise(
+    "One that has failed, snoozed or could not be read holds its key until it is made again.",
+    () =>
+      Effect.gen(function*() {
+        const unreadable = new Set<string>()
+        const Readable = Schema.String.check(Schema.makeFilter((key) => !unreadable.delete(key)))
+        class Again extends Intent.make("Again", {
+          payload: { key: Readable, order: Schema.Int },
+          partitionKey: ({ key }) => key,
+          retry: Schedule.spaced("50 millis")
+        }) {}
+        const keys = ["fails", "snoozes", "can't be read"]
+        yield* Epilogue.atomic(
+          Effect.forEach([1, 2], (order) => Effect.forEach(keys, (key) => Again.defer({ key, order })))
+        )
+        unreadable.add("can't be read")
+        const done: Array<string> = []
+        const held = new Set(keys)
+        const handler = Again.toLayer(({ key, order }): Effect.Effect<void, string | Intent.Snoozed> => {
+          const isFirst = held.delete(key)
+          return isFirst && key === "fails"
+            ? Effect.fail("once")
+            : isFirst && key === "snoozes"
+            ? Intent.snooze("50 millis")
+            : Effect.sync(() => void done.push(`${key} ${order}`))
+        })
+        yield* work({ intents: [Again], decodeGrace: "2 seconds" }, handler)
+        yield* areGone(Again)
+        for (const key of keys) {
+          assert.deepStrictEqual(done.filter((each) => each.startsWith(key)), [`${key} 1`, `${key} 2`])
+        }
+        assert.strictEqual(unreadable.size, 0)
+      })
+  )
+
+  promise("A delayed one joins the end of its key when it is due.", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      yield* Epilogue.atomic(Step.defer({ order: 3 }, { delay: "100 millis" }))
+      yield* Epilogue.atomic(Effect.forEach([1, 2], (order) => Step.defer({ order })))
+      const steps = noting((order) => order === 1 ? sql`SELECT pg_sleep(0.2)` : Effect.void)
+      yield* work({ intents: [Step] }, steps.layer)
+      yield* areGone(Step)
+      assert.deepStrictEqual(steps.orders, [1, 2, 3])
+    }))
+
+  promise(
+    "A dead letter lets its key go on, or with `onExhausted: \"block\"` holds it until an operator decides.",
+    () =>
+      Effect.gen(function*() {
+        class Strict extends Intent.make("Step", {
+          payload: { order: Schema.Int },
+          partitionKey: () => "strict",
+          onExhausted: "block"
+        }) {}
+        const { retry, why } = yield* admin
+        let isMended = false
+        const steps = noting((order) => order % 10 === 1 && !isMended ? Intent.reject("no") : Effect.void)
+        yield* Epilogue.atomic(Effect.forEach([1, 2], (order) => Step.defer({ order })))
+        const passing = yield* workUntil({ intents: [Step] }, steps.layer)
+        yield* areGone(Step)
+        yield* passing.close
+        assert.deepStrictEqual(steps.orders, [1, 2])
+
+        const [dead, behind] = yield* Epilogue.atomic(Effect.forEach([11, 12], (order) => Strict.defer({ order })))
+        yield* work({ intents: [Strict] }, steps.layer)
+        yield* until(Effect.map(why(behind!), (blocks) => Option.getOrThrow(blocks)[0]?._tag === "KeyBlocked"))
+        assert.deepStrictEqual(steps.orders, [1, 2, 11])
+        isMended = true
+        assert.strictEqual(yield* retry({ ids: [dead!] }), 1)
+        yield* areGone(Strict)
+        assert.deepStrictEqual(steps.orders, [1, 2, 11, 11, 12])
+      })
+  )
+
+  promise("A priority for an intent with a key is refused.", () =>
+    Effect.gen(function*() {
+      assert.throws(
+        () => Intent.make("Both", { payload: {}, partitionKey: () => "key", priority: 1 }),
+        /"Both" can't be made: it has both a `partitionKey`.* and a `priority`/
+      )
+      const exit = yield* Effect.exit(Epilogue.atomic(Step.defer({ order: 1 }, { priority: 1 })))
+      assert.match(messageOf(exit), /"Step" can't be deferred: it has both a `partitionKey`.* and a `priority`/)
+    }))
+})
+
+describe("7. Wakes", () => {
   /** A worker that does not look into the store by itself, because it waits for an answer to its beat. */
   const workWithoutPolls = Effect.fnUntraced(function*(recorder: Fixture.Recorder) {
     const store = yield* OutboxStore.OutboxStore
@@ -747,7 +988,250 @@ describe("Wakes", () => {
   )
 })
 
-describe("Shutdown", () => {
+describe("8. Flat cost", () => {
+  promise(
+    "What a delivery reads of the tables does not grow with what waits, is delayed, is dead or is kept.",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const names = yield* sql<{ name: string }>`SELECT 'epilogue.' || relname AS name FROM pg_stat_user_tables
+          WHERE schemaname = 'epilogue'`
+        for (const { name } of names) yield* sql.unsafe(`ALTER TABLE ${name} SET (autovacuum_enabled = off)`)
+        const blocks = Effect.map(
+          sql<{ sum: number }>`SELECT sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::float8 AS sum
+            FROM pg_statio_user_tables WHERE schemaname = 'epilogue'`,
+          ([row]) => row!.sum
+        )
+        /** With a store whose connections have ended afterwards, which is when they tell what they have read. */
+        const withStore = <A, E>(use: (store: OutboxStore.OutboxStore.Service) => Effect.Effect<A, E, Scope.Scope>) =>
+          Effect.gen(function*() {
+            const elsewhere = yield* another({ applicationName: "counted" })
+            const keeping = Layer.build(Layer.fresh(PgOutboxStore.layer({ keepDelivered: "1 hour" })))
+            yield* use(Context.get(yield* Effect.provide(keeping, elsewhere), OutboxStore.OutboxStore))
+          }).pipe(
+            Effect.scoped,
+            Effect.andThen(until(Effect.map(
+              sql`SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'counted'`,
+              (rows) => rows.length === 0
+            )))
+          )
+        /** Half of them have keys, of which there are a hundred. */
+        const add = (count: number, delay?: number) =>
+          withStore(({ append }) =>
+            append(Array.from(
+              { length: count },
+              (_, order) =>
+                Fixture.envelope(SendReceipt, { order }, {
+                  partitionKey: order % 2 === 0 ? undefined : `${order % 200}`,
+                  delay
+                })
+            ))
+          )
+        const deliver = (count: number, atOnce: number, isDead = false) =>
+          withStore(({ open }) =>
+            Effect.gen(function*() {
+              const session = yield* open({
+                subscriptions: [{ tag: SendReceipt._tag, versions: [1], perKey: 100 }],
+                lease: Duration.minutes(1)
+              })
+              for (let left = count; left > 0;) {
+                const claimed = yield* session.claim({ rows: Math.min(left, atOnce), bytes: 1e9 })
+                assert.isAbove(claimed.length, 0)
+                left -= claimed.length
+                yield* session.settle(claimed.map((each) =>
+                  isDead
+                    ? { _tag: "Dead", claimed: each, reason: "rejected", failure: "" }
+                    : { _tag: "Succeeded", claimed: each }
+                ))
+              }
+            })
+          )
+        /** What it takes to deliver twenty. */
+        const read = Effect.gen(function*() {
+          yield* withStore(({ client }) => client!.unsafe("VACUUM"))
+          const before = yield* blocks
+          yield* deliver(20, 20)
+          return (yield* blocks) - before
+        })
+        yield* add(100)
+        const few = yield* read
+        yield* add(5_000)
+        yield* deliver(2_000, 500, true)
+        yield* deliver(2_000, 500)
+        yield* add(2_000, 3_600_000)
+        yield* add(20_000)
+        assert.isBelow(yield* read, few * 2)
+      })
+  )
+})
+
+describe("9. A `COMMIT` without an answer", () => {
+  /** The engine over a store whose first connection to send `COMMIT` breaks. */
+  const losing = Effect.fnUntraced(function*(
+    when: Fixture.Loss,
+    options: Outbox.OutboxOptions & { readonly later?: () => Duplex } = {}
+  ) {
+    const elsewhere = yield* another({ stream: yield* lossy(when, options.later) })
+    return <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+      effect.pipe(Effect.provide(Layer.fresh(Outbox.layerOptions(options))), Effect.provide(elsewhere))
+  })
+  const outcomeOf = <A, E>(effect: Effect.Effect<A, E | Epilogue.CommitError>) =>
+    Effect.map(Effect.flip(effect), (error) => {
+      assert.instanceOf(error, Epilogue.CommitError)
+      return error.outcome
+    })
+
+  promise(
+    "If the connection breaks before the `COMMIT` of a boundary with intents is answered, PostgreSQL is asked on another one, and `atomic` goes on if it has committed.",
+    () =>
+      Effect.gen(function*() {
+        const over = yield* losing("after COMMIT")
+        const ran: Array<string> = []
+        const closure = Epilogue.defer(Effect.sync(() => ran.push("closure")))
+        const { outcomes, value } = yield* over(Epilogue.report(Effect.tap(SendReceipt.defer({ order: 1 }), closure)))
+        assert.deepStrictEqual(outcomes.map(({ _tag }) => _tag), ["Enqueued", "Ran"])
+        assert.deepStrictEqual(ran, ["closure"])
+        const recorder = new Fixture.Recorder()
+        yield* work({ intents: [SendReceipt] }, recorder.handler)
+        yield* areGone(SendReceipt)
+        assert.deepStrictEqual(recorder.ids, [value])
+      })
+  )
+
+  promise(
+    "If it has not committed, `atomic` fails with a `CommitError` whose outcome is `\"discarded\"`.",
+    () =>
+      Effect.gen(function*() {
+        const over = yield* losing("before COMMIT")
+        assert.strictEqual(yield* outcomeOf(over(checkout(1))), "discarded")
+        assert.deepStrictEqual([yield* countOrders(1), yield* stored(1)], [0, []])
+      })
+  )
+
+  promise(
+    "After a failover or a crash of the server, or with no answer within `commitTimeout`, the outcome is `\"unknown\"`.",
+    () =>
+      Effect.gen(function*() {
+        const away = yield* losing("after COMMIT", {
+          later: () => connect(1, "127.0.0.1"),
+          commitTimeout: "200 millis"
+        })
+        assert.strictEqual(yield* outcomeOf(away(checkout(1))), "unknown")
+        assert.strictEqual((yield* stored(1)).length, 1)
+
+        const { crash, first, second } = yield* ownServers
+        for (const goesElsewhere of [true, false]) {
+          yield* Effect.gen(function*() {
+            const [isLooking, mayLook] = [yield* Latch.make(), yield* Latch.make()]
+            const context = yield* Effect.context()
+            let { port } = first
+            const later = () => {
+              const socket = connect(port, "127.0.0.1")
+              const write = socket.write.bind(socket)
+              socket.write = (data: Uint8Array) => {
+                Effect.runForkWith(context)(
+                  Effect.andThen(isLooking.open, Effect.andThen(mayLook.await, Effect.sync(() => write(data))))
+                )
+                return true
+              }
+              return socket
+            }
+            const over = yield* losing("after COMMIT", { later, commitTimeout: "20 seconds" })
+            const outcome = yield* Effect.forkChild(outcomeOf(over(checkout(2))))
+            // The answer was lost. Whoever looks for it finds another server, or one that has been down.
+            if (goesElsewhere) port = second.port
+            yield* isLooking.await
+            if (!goesElsewhere) yield* crash
+            yield* mayLook.open
+            assert.strictEqual(yield* Fiber.join(outcome), "unknown")
+          }).pipe(Effect.provide(first.context))
+        }
+      })
+  )
+
+  promise(
+    "A transactional handler whose `COMMIT` got no answer is not delivered to again if it has committed.",
+    () =>
+      Effect.gen(function*() {
+        const elsewhere = yield* another({ stream: yield* lossy("after COMMIT") })
+        yield* Epilogue.atomic(Effect.forEach([1, 2], (order) => SendReceipt.defer({ order })))
+        const orders: Array<number> = []
+        const handler = SendReceipt.toLayer(
+          ({ order }) => Effect.andThen(Effect.sync(() => orders.push(order)), insertOrder(order)),
+          { transactional: true }
+        )
+        yield* Effect.provide(work({ intents: [SendReceipt], concurrency: 1 }, handler), elsewhere)
+        yield* areGone(SendReceipt)
+        assert.sameMembers(orders, [1, 2])
+        assert.deepStrictEqual([yield* countOrders(1), yield* countOrders(2)], [1, 1])
+      })
+  )
+})
+
+describe("10. Fairness and limits", () => {
+  promise("Each tag has its share of every claim, and what it leaves is lent to others.", () =>
+    Effect.gen(function*() {
+      const store = yield* OutboxStore.OutboxStore
+      yield* Epilogue.atomic(Effect.forEach(Array.from({ length: 3_000 }), (_, order) => SendReceipt.defer({ order })))
+      yield* Epilogue.atomic(Survey.defer({ order: 1 }))
+      const session = yield* store.open({
+        subscriptions: [SendReceipt, Survey].map(({ _tag }) => ({ tag: _tag, versions: [1] })),
+        lease: Duration.minutes(1)
+      })
+      const claim = Effect.map(
+        session.claim({ rows: 20, bytes: 1e6 }),
+        (claimed) => [SendReceipt, Survey].map(({ _tag }) => claimed.filter(({ tag }) => tag === _tag).length)
+      )
+      assert.deepStrictEqual(yield* claim, [19, 1])
+      assert.deepStrictEqual(yield* claim, [20, 0])
+    }))
+
+  promise("Of a tag, a higher priority goes first.", () =>
+    Effect.gen(function*() {
+      const orders: Array<number> = []
+      for (const order of [1, 2, 3, 4]) {
+        yield* Epilogue.atomic(Survey.defer({ order }, { priority: order < 3 ? -1 : order }))
+      }
+      yield* work(
+        { intents: [Survey], concurrency: 1 },
+        Survey.toLayer(({ order }) => Effect.sync(() => orders.push(order)))
+      )
+      yield* areGone(Survey)
+      assert.deepStrictEqual(orders, [4, 3, 1, 2])
+    }))
+
+  promise("A limit of concurrency or rate holds over all workers whose lease holds.", () =>
+    Effect.gen(function*() {
+      let [running, most, started] = [0, 0, 0]
+      const handlers = Layer.merge(
+        SendReceipt.toLayer(() =>
+          Effect.acquireUseRelease(
+            Effect.sync(() => most = Math.max(most, ++running)),
+            () => Effect.sleep("20 millis"),
+            () => Effect.sync(() => running--)
+          ), { concurrency: 2 }),
+        Survey.toLayer(() => Effect.sync(() => started++), { rateLimit: { limit: 5, window: "1 hour" } })
+      )
+      for (const context of [yield* another(), yield* another()]) {
+        yield* Effect.provide(work({ intents: [SendReceipt, Survey] }, handlers), context)
+      }
+      yield* Epilogue.atomic(Effect.forEach(Array.from({ length: 20 }), (_, order) =>
+        Effect.andThen(SendReceipt.defer({ order }), Survey.defer({ order }))))
+      yield* areGone(SendReceipt)
+      assert.strictEqual(most, 2)
+      const { list, why } = yield* admin
+      yield* until(Effect.map(depthOf(Survey), ({ claimed, waiting }) =>
+        claimed === 0 && waiting === 15))
+      const { entries } = yield* list({ tag: Survey._tag }, { limit: 1 })
+      assert.deepStrictEqual(Option.getOrThrow(yield* why(entries[0]!.id)), [{
+        _tag: "LimitReached",
+        limit: "rateLimit"
+      }])
+      assert.strictEqual(started, 5)
+    }))
+})
+
+describe("11. Shutdown", () => {
   promise(
     "A worker whose layer closes claims no more, and lets the deliveries under way end.",
     () =>
@@ -806,7 +1290,73 @@ describe("Shutdown", () => {
     }))
 })
 
-describe("Outages and mistakes", () => {
+describe("12. Cancel and pause", () => {
+  /** A handler that says when it begins and when it is interrupted, and does not end by itself. */
+  const hanging = () => {
+    const events: Array<string> = []
+    const handler = ({ order }: { readonly order: number }, { attempt, crashes }: Intent.Delivery) =>
+      Effect.andThen(
+        Effect.sync(() => events.push(`${order} begins, attempt ${attempt}, crashes ${crashes}`)),
+        Effect.onInterrupt(Effect.never, () => Effect.sync(() => events.push(`${order} is interrupted`)))
+      )
+    return { events, handler, count: (count: number) => until(Effect.sync(() => events.length >= count)) }
+  }
+
+  promise(
+    "What an operator cancels or pauses is interrupted within a beat of its worker, and counts as nothing.",
+    () =>
+      Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
+        const { cancel, pause, resume } = yield* admin
+        const beat = Effect.map(sql<{ beat: number }>`SELECT beat::int FROM epilogue.worker`, ([row]) => row!.beat)
+        const { count, events, handler } = hanging()
+        const handlers = Layer.merge(SendReceipt.toLayer(handler), Survey.toLayer(handler))
+        yield* Effect.provide(work({ intents: [SendReceipt, Survey], lease }, handlers), yield* another())
+        const ids = yield* Epilogue.atomic(Effect.all([SendReceipt.defer({ order: 1 }), Survey.defer({ order: 2 })]))
+        yield* count(2)
+        const before = yield* beat
+        assert.strictEqual(yield* cancel({ ids: [ids[0]] }), 1)
+        yield* pause({ tag: Survey._tag })
+        yield* count(4)
+        // One may have been under way.
+        assert.isAtMost((yield* beat) - before, 2)
+        yield* areGone(SendReceipt)
+        yield* until(Effect.map(depthOf(Survey), ({ waiting }) => waiting === 1))
+        yield* resume({ tag: Survey._tag })
+        yield* count(5)
+        assert.sameMembers(events, [
+          "1 begins, attempt 1, crashes 0",
+          "2 begins, attempt 1, crashes 0",
+          "1 is interrupted",
+          "2 is interrupted",
+          "2 begins, attempt 1, crashes 0"
+        ])
+        assert.strictEqual((yield* depthOf(SendReceipt)).dead, 0)
+        yield* pause({ tag: Survey._tag })
+        yield* count(6)
+      })
+  )
+
+  promise("What it had done before stays done.", () =>
+    Effect.gen(function*() {
+      const { cancel } = yield* admin
+      const { count, handler } = hanging()
+      yield* work(
+        { intents: [SendReceipt], lease },
+        SendReceipt.toLayer((payload, delivery) =>
+          Effect.andThen(insertOrder(payload.order), handler(payload, delivery))
+        )
+      )
+      const id = yield* Epilogue.atomic(SendReceipt.defer({ order: 1 }))
+      yield* count(1)
+      assert.strictEqual(yield* cancel({ ids: [id] }), 1)
+      yield* count(2)
+      yield* areGone(SendReceipt)
+      assert.strictEqual(yield* countOrders(1), 1)
+    }))
+})
+
+describe("13. Outages and mistakes", () => {
   promise("A worker goes on after all of its connections were lost.", () =>
     Effect.gen(function*() {
       const elsewhere = yield* another({ applicationName: "lost" })
@@ -825,6 +1375,31 @@ describe("Outages and mistakes", () => {
       assert.deepStrictEqual(recorder.orders, [1, 2, 3, 4])
     }))
 
+  promise("It goes on with the new primary after a failover.", () =>
+    Effect.gen(function*() {
+      const { first, second } = yield* ownServers
+      const recorder = new Fixture.Recorder()
+      const gate = yield* Effect.provide(Fixture.proxy(), first.context)
+      const elsewhere = yield* Effect.provide(another({ url: gate.url }), first.context)
+      yield* Effect.provide(work({ intents: [SendReceipt], lease }, recorder.handler), elsewhere)
+      const delivered = (order: number) => until(Effect.sync(() => recorder.orders.includes(order)))
+      yield* Effect.provide(checkout(11), first.context)
+      yield* delivered(11)
+      // The old one only reads from now on, and connections to it stay open.
+      gate.leadTo(second.port)
+      yield* Effect.provide(
+        SqlClient.SqlClient.use((sql) =>
+          Effect.andThen(
+            sql`ALTER SYSTEM SET default_transaction_read_only = on`,
+            sql`SELECT pg_reload_conf()`
+          )
+        ),
+        first.context
+      )
+      yield* Effect.provide(checkout(12), second.context)
+      yield* delivered(12)
+    }))
+
   promise(
     "A payload that its schema refuses, or that is too large, is a defect at `defer`, which names the intent.",
     () =>
@@ -841,27 +1416,26 @@ describe("Outages and mistakes", () => {
   )
 
   promise(
-    "What the store cannot do is refused by name, at `defer` and where a worker is built.",
+    "What cannot be is refused by name where a worker is built: an option, or a transactional handler of another database.",
     () =>
       Effect.gen(function*() {
-        class Keyed extends Intent.make("Keyed", { payload: {}, partitionKey: () => "1" }) {}
-        class Urgent extends Intent.make("Urgent", { payload: {}, priority: 1 }) {}
-        for (const [intent, what] of [[Keyed, "partition key"], [Urgent, "priority"]] as const) {
-          const pattern = new RegExp(`"${intent._tag}".*${what}.*PgOutboxStore`)
-          assert.match(messageOf(yield* Effect.exit(Epilogue.atomic(intent.defer({})))), pattern)
-          const handler: Layer.Layer<Intent.HandlerOf<typeof Keyed | typeof Urgent>> = Layer.merge(
-            Keyed.toLayer(() => Effect.void),
-            Urgent.toLayer(() => Effect.void)
-          )
-          assert.match(messageOf(yield* Effect.exit(work({ intents: [intent] }, handler))), pattern)
-        }
+        const note = SendReceipt.toLayer(() => Effect.void)
+        const refusal = (options: Partial<OutboxWorker.Options<[]>>, handler = note) =>
+          Effect.map(Effect.exit(work({ intents: [SendReceipt], ...options }, handler)), messageOf)
+        assert.match(yield* refusal({ concurrency: 0 }), /`concurrency` of the worker is 0.*positive integer/)
+        assert.match(yield* refusal({ lease: "1 milli" }), /`lease` of the worker is 1ms.*at least 100/)
+        const foreign = SendReceipt.toLayer(({ order }) => insertOrder(order), { transactional: true }).pipe(
+          Layer.provide(Layer.succeedContext(yield* another()))
+        )
+        assert.match(yield* refusal({}, foreign), /"SendReceipt" is transactional.*Provide both with the same client/)
       })
   )
 
   promise(
-    "A store without tables, with a name that cannot be, or on a server that only reads fails its layer, and the error says what to do.",
+    "A store without tables, with those of another version, with a name that cannot be, or on a server that only reads fails its layer, and the error says what to do.",
     () =>
       Effect.gen(function*() {
+        const sql = yield* SqlClient.SqlClient
         const { config } = yield* PgClient.PgClient
         const build = (options?: PgOutboxStore.Options, changed?: Partial<PgClient.PgPoolConfig>) =>
           Layer.build(
@@ -873,6 +1447,14 @@ describe("Outages and mistakes", () => {
         assert.match(yield* build({ schema: "pg_other" }), /Choose a name/)
         const readOnly = { startupParameters: { default_transaction_read_only: "on" } }
         assert.match(yield* build({}, readOnly), /Set default_transaction_read_only to off/)
+        // A replica, as far as a store can see.
+        yield* sql`CREATE FUNCTION public.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`
+        const replica = { startupParameters: { search_path: "public, pg_catalog" } }
+        assert.match(yield* build({}, replica), /Connect the PgClient to the primary/)
+        yield* sql`UPDATE epilogue.migration SET version = version + 1000, oldest = version + 1000`
+        assert.match(yield* build(), /Use a newer version of @epilogue\/postgres/)
+        yield* sql`UPDATE epilogue.migration SET version = 0, oldest = 0`
+        assert.match(yield* build(), /too old.*Run PgOutboxStore\.migrate/)
       })
   )
 
@@ -890,7 +1472,10 @@ describe("Outages and mistakes", () => {
     }))
 })
 
-describe("What is kept", () => {
+describe("14. Retention", () => {
+  /** Another store over the same tables. */
+  const keeping = (keepDelivered: Duration.Input) => Layer.build(Layer.fresh(PgOutboxStore.layer({ keepDelivered })))
+
   promise("An intent that was delivered is deleted at once.", () =>
     Effect.gen(function*() {
       const recorder = new Fixture.Recorder()
@@ -902,19 +1487,187 @@ describe("What is kept", () => {
     }))
 
   promise(
-    "A dead letter stays in the store, with its payload, its last failure, and why it is dead.",
+    "With `keepDelivered` it is kept for that time, apart from what waits, and then workers delete it.",
     () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
-        yield* work({ intents: [SendReceipt] }, SendReceipt.toLayer(() => Intent.reject("no such order")))
+        const { get } = yield* admin
+        const recorder = new Fixture.Recorder()
+        const forAnHour = yield* keeping("1 hour")
+        const worker = yield* Effect.provide(workUntil({ intents: [SendReceipt] }, recorder.handler), forAnHour)
         const id = yield* checkout(1)
-        yield* until(Effect.map(depthOf(SendReceipt), ({ dead }) => dead === 1))
-        const [letter] = yield* sql<{ intent: string; payload: string; reason: string; failure: string }>`
-        SELECT intent, payload, reason, failure FROM epilogue.dead`
-        assert.deepStrictEqual([letter!.intent, letter!.payload, letter!.reason], [id, `{"order":1}`, "rejected"])
-        assert.include(letter!.failure, "no such order")
+        yield* areGone(SendReceipt)
+        yield* worker.close
+        assert.strictEqual(Option.getOrThrow(yield* get(id)).state, "delivered")
+        assert.deepStrictEqual(yield* sql`SELECT FROM epilogue.waiting`, [])
+        yield* Effect.provide(work({ intents: [SendReceipt] }, recorder.handler), forAnHour)
+        yield* checkout(2)
+        yield* recorder.has(2)
+        assert.isTrue(Option.isSome(yield* get(id)))
+        yield* Effect.provide(work({ intents: [SendReceipt] }, recorder.handler), yield* keeping("1 milli"))
+        yield* until(Effect.map(get(id), Option.isNone))
       })
   )
+
+  promise(
+    "A dead letter stays until an operator decides, with its payload, its last failure, and why it is dead.",
+    () =>
+      Effect.gen(function*() {
+        const { get, purge, retry } = yield* admin
+        let isMended = false
+        const handler = SendReceipt.toLayer(() => isMended ? Effect.void : Intent.reject("no such order"))
+        yield* work({ intents: [SendReceipt] }, handler)
+        const ids = yield* Effect.forEach([1, 2], checkout)
+        yield* until(Effect.map(depthOf(SendReceipt), ({ dead }) => dead === 2))
+        const letter = Option.getOrThrow(yield* get(ids[0]!))
+        assert.deepStrictEqual([letter.state, letter.reason], ["dead", "rejected"])
+        assert.deepStrictEqual(yield* Effect.fromResult(letter.payload), `{"order":1}`)
+        assert.include(letter.failure, "no such order")
+        isMended = true
+        assert.strictEqual(yield* retry({ ids: [ids[0]!] }), 1)
+        assert.strictEqual(yield* purge({ ids: [ids[1]!] }), 1)
+        yield* areGone(SendReceipt)
+        assert.strictEqual((yield* depthOf(SendReceipt)).dead, 0)
+      })
+  )
+
+  promise(
+    "Everything about a partition key can be erased: what waits, is delayed, dead or kept, and what is remembered of it.",
+    () =>
+      Effect.gen(function*() {
+        class Greet extends Intent.make("Greet", {
+          payload: { name: Schema.String, what: Schema.String },
+          partitionKey: ({ name }) => name,
+          idempotencyKey: ({ name, what }) => `${name} ${what}`
+        }) {}
+        const { erase, list } = yield* admin
+        const greet = (name: string, what: string, options?: Intent.DeferOptions) =>
+          Epilogue.report(Greet.defer({ name, what }, options))
+        const handler = Greet.toLayer(({ name, what }) =>
+          what === "dead" ? Intent.reject(`${name} is gone`) : Effect.void
+        )
+        const worker = yield* Effect.provide(workUntil({ intents: [Greet] }, handler), yield* keeping("1 hour"))
+        for (const name of ["nora", "otto"]) {
+          yield* Effect.forEach(["kept", "dead"], (what) => greet(name, what))
+          yield* greet(name, "delayed", { delay: "1 hour" })
+        }
+        yield* until(Effect.map(depthOf(Greet), ({ claimed, waiting }) => claimed + waiting === 0))
+        yield* worker.close
+        for (const name of ["nora", "otto"]) yield* greet(name, "waiting")
+        assert.strictEqual(yield* erase({ partitionKey: "nora" }), 4)
+        const { entries } = yield* list()
+        assert.deepStrictEqual(entries.map(({ partitionKey }) => partitionKey), ["otto", "otto", "otto", "otto"])
+        assert.deepStrictEqual(yield* Fixture.rowsWith("nora"), [])
+        assert.strictEqual((yield* Fixture.rowsWith("otto")).length, 4)
+        const again = [...(yield* greet("nora", "kept")).outcomes, ...(yield* greet("otto", "kept")).outcomes]
+        assert.deepStrictEqual(again.map((outcome) => outcome._tag === "Enqueued" && outcome.duplicate === true), [
+          false,
+          true
+        ])
+      })
+  )
+})
+
+describe("15. Least privilege", () => {
+  /** Roles for one test, in each of which it can connect. Roles belong to the server, and other tests are there as well. */
+  const roles = Effect.gen(function*() {
+    const sql = yield* SqlClient.SqlClient
+    const names = { enqueuer: "", worker: "", operator: "", migrator: "" }
+    for (const role of ["enqueuer", "worker", "operator", "migrator"] as const) {
+      names[role] = `${role}_${randomUUID()}`
+      yield* sql.unsafe(`CREATE ROLE "${names[role]}" LOGIN PASSWORD 'secret'`)
+    }
+    yield* sql.unsafe(PgOutboxStore.grantSql(names))
+    return (role: keyof typeof names) => another({ username: names[role], password: Redacted.make("secret") })
+  })
+  const denied = (effect: Effect.Effect<unknown, unknown>) =>
+    Effect.map(
+      Effect.flip(effect),
+      (error) => assert.match(Cause.pretty(Cause.fail(error)), /permission denied|must be owner/)
+    )
+  const runAs = (context: Context.Context<SqlClient.SqlClient>, statement: string) =>
+    SqlClient.SqlClient.use((sql) => sql.unsafe(statement)).pipe(Effect.provide(context))
+
+  promise("A migration grants nothing to anybody.", () =>
+    Effect.gen(function*() {
+      const sql = yield* SqlClient.SqlClient
+      assert.deepStrictEqual(
+        yield* sql`SELECT relname FROM pg_class WHERE relnamespace = 'epilogue'::regnamespace AND relacl IS NOT NULL
+          UNION ALL SELECT nspname FROM pg_namespace WHERE nspname = 'epilogue' AND nspacl IS NOT NULL`,
+        []
+      )
+    }))
+
+  promise(
+    "Who may only enqueue can store intents, and can neither read, change nor delete any.",
+    () =>
+      Effect.gen(function*() {
+        const as = yield* roles
+        const enqueuer = yield* as("enqueuer")
+        yield* Effect.provide(Epilogue.atomic(SendReceipt.defer({ order: 1 })), enqueuer)
+        assert.strictEqual((yield* depthOf(SendReceipt)).waiting, 1)
+        for (const table of yield* tables) {
+          yield* denied(runAs(enqueuer, `SELECT payload FROM ${table}`))
+          yield* denied(runAs(enqueuer, `UPDATE ${table} SET payload = '1'`))
+          yield* denied(runAs(enqueuer, `DELETE FROM ${table}`))
+        }
+        const { cancel } = yield* Effect.provide(admin, enqueuer)
+        yield* denied(cancel({ all: true }))
+      })
+  )
+
+  promise(
+    "Who delivers, who operates and who migrates may do that, and not what the others do.",
+    () =>
+      Effect.gen(function*() {
+        const as = yield* roles
+        const [worker, operator, migrator] = [yield* as("worker"), yield* as("operator"), yield* as("migrator")]
+        yield* Effect.provide(PgOutboxStore.migrate(), migrator)
+        const recorder = new Fixture.Recorder()
+        yield* Effect.provide(work({ intents: [SendReceipt] }, recorder.handler), worker)
+        yield* Epilogue.atomic(Effect.all([SendReceipt.defer({ order: 1 }), Survey.defer({ order: 2 })]))
+        yield* areGone(SendReceipt)
+        assert.deepStrictEqual(recorder.orders, [1])
+
+        const theirs = yield* Effect.provide(admin, worker)
+        yield* denied(theirs.pause({ tag: Survey._tag }))
+        yield* denied(runAs(worker, "DROP TABLE epilogue.waiting"))
+        const open = OutboxStore.OutboxStore.use((store) =>
+          store.open({ subscriptions: [], lease: Duration.minutes(1) })
+        )
+        yield* denied(Effect.scoped(Effect.provide(open, operator)))
+        yield* denied(runAs(operator, "UPDATE epilogue.waiting SET payload = '1'"))
+        yield* denied(runAs(operator, "DROP TABLE epilogue.waiting"))
+        const { cancel } = yield* Effect.provide(admin, operator)
+        assert.strictEqual(yield* cancel({ tag: Survey._tag }), 1)
+      })
+  )
+
+  promise("With a codec, what it makes of a payload is all that is stored of it.", () =>
+    Effect.gen(function*() {
+      const store = yield* OutboxStore.OutboxStore
+      const encoding: IntentSink.Codec = {
+        encode: (payload) => Effect.sync(() => Buffer.from(payload).toString("base64")),
+        decode: (payload) => Effect.sync(() => Buffer.from(payload, "base64").toString())
+      }
+      const Encoded = Outbox.layer.pipe(
+        Layer.provideMerge(OutboxStore.layerCodec(encoding)),
+        Layer.provide(Layer.succeed(OutboxStore.OutboxStore, store))
+      )
+      const context = yield* Layer.build(Layer.fresh(Encoded))
+      class Whisper extends Intent.make("Whisper", { payload: { secret: Schema.String } }) {}
+      const secrets: Array<string> = []
+      const id = yield* Effect.provide(Epilogue.atomic(Whisper.defer({ secret: "swordfish" })), context)
+      assert.deepStrictEqual(yield* Fixture.rowsWith("swordfish"), [])
+      assert.strictEqual((yield* Fixture.rowsWith(Buffer.from(`{"secret":"swordfish"}`).toString("base64"))).length, 1)
+      const { get } = yield* Effect.provide(admin, context)
+      const { payload } = Option.getOrThrow(yield* get(id))
+      assert.strictEqual(yield* Effect.fromResult(payload), `{"secret":"swordfish"}`)
+      const handler = Whisper.toLayer(({ secret }) => Effect.sync(() => secrets.push(secret)))
+      yield* Effect.provide(work({ intents: [Whisper] }, handler), context)
+      yield* areGone(Whisper)
+      assert.deepStrictEqual(secrets, ["swordfish"])
+    }))
 })
 
 // The guide -----------------------------------------------------------------------------------------------------------
@@ -925,33 +1678,24 @@ interface Part {
 }
 
 /** The promises of the guide, in parts, and whatever else stands among them. */
-const readGuide = (): {
-  readonly parts: ReadonlyArray<Part>
-  readonly rest: ReadonlyArray<string>
-  numbers: ReadonlyArray<number>
-} => {
+const readGuide = (): { readonly parts: ReadonlyArray<Part>; readonly rest: ReadonlyArray<string> } => {
   const tokens = lexer(readFileSync(join(import.meta.dirname, "../durability.md"), "utf8"))
   const isHeading = (token: Token, depth: number): token is Tokens.Heading =>
     token.type === "heading" && (token as Tokens.Heading).depth === depth
   const from = tokens.findIndex((token) => isHeading(token, 2) && token.text === "Promises")
   const length = tokens.slice(from + 1).findIndex((token) => isHeading(token, 2))
   const parts: Array<{ readonly name: string; readonly promises: Array<string> }> = []
-  const numbers: Array<number> = []
   const rest: Array<string> = []
   for (const token of tokens.slice(from + 1, from + 1 + length)) {
     if (isHeading(token, 3)) {
       parts.push({ name: token.text, promises: [] })
-    } else if (token.type === "list" && token["ordered"] === true) {
-      const { items, start } = token as Tokens.List
-      items.forEach(({ text }, index) => {
-        parts.at(-1)!.promises.push(text.replaceAll(/\s+/g, " "))
-        numbers.push(Number(start) + index)
-      })
+    } else if (token.type === "list" && token["start"] === 1) {
+      for (const { text } of (token as Tokens.List).items) parts.at(-1)!.promises.push(text.replaceAll(/\s+/g, " "))
     } else if (token.type !== "space") {
       rest.push(token.raw)
     }
   }
-  return { parts, rest, numbers }
+  return { parts, rest }
 }
 
 it("the promises of the guide are the names of these tests, numbered, with nothing else among them", ({ task }) => {
@@ -961,5 +1705,5 @@ it("the promises of the guide are the names of these tests, numbered, with nothi
   const guide = readGuide()
   assert.deepStrictEqual(guide.parts, parts)
   assert.deepStrictEqual(guide.rest, [])
-  assert.deepStrictEqual(guide.numbers, guide.parts.flatMap(({ promises }) => promises).map((_, index) => index + 1))
+  assert.deepStrictEqual(guide.parts.map(({ name }) => parseInt(name, 10)), Array.from({ length: 15 }, (_, n) => n + 1))
 })

@@ -5,7 +5,8 @@ import { Epilogue, OutboxWorker } from "@epilogue/core"
 import { Config, Effect, Layer } from "effect"
 import { insertOrder, layerOutbox, SendReceipt } from "./Shop.ts"
 
-const [, , role, order] = process.argv
+// The order of a boundary, or the concurrency of a worker.
+const [, , role, given] = process.argv
 
 const say = (what: string) => Effect.sync(() => void process.stdout.write(`${what}\n`))
 const isTold = Effect.callback<void>((resume) => {
@@ -13,8 +14,8 @@ const isTold = Effect.callback<void>((resume) => {
 })
 
 const boundary = Effect.gen(function*() {
-  yield* insertOrder(Number(order))
-  yield* say(`deferred ${yield* SendReceipt.defer({ order: Number(order) })}`)
+  yield* insertOrder(Number(given))
+  yield* say(`deferred ${yield* SendReceipt.defer({ order: Number(given) })}`)
   yield* isTold
 }).pipe(Epilogue.atomic, Effect.andThen(say("committed")), Effect.andThen(Effect.never))
 
@@ -29,7 +30,9 @@ const handler = SendReceipt.toLayer((payload, { id }) =>
   }), { transactional: role === "transactional" })
 
 const worker = Layer.launch(
-  OutboxWorker.layer({ intents: [SendReceipt], lease: "2 seconds" }).pipe(Layer.provide(handler))
+  OutboxWorker.layer({ intents: [SendReceipt], lease: "2 seconds", concurrency: Number(given) || 10 }).pipe(
+    Layer.provide(handler)
+  )
 )
 
 const Database = PgClient.layerConfig({
