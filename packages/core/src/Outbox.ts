@@ -8,7 +8,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { Committed } from "./Committed.ts"
-import type { Fate, Registered, Transact, Typed } from "./Deferred.ts"
+import type { Fate, Registered, Typed } from "./Deferred.ts"
 import { type EngineOptions, Epilogue, make } from "./Engine.ts"
 import type { Appended, Envelope } from "./Envelope.ts"
 import { type Codec, IntentSink, IntentStoreError } from "./IntentSink.ts"
@@ -59,17 +59,13 @@ export const layerOptions = (options?: OutboxOptions): Layer.Layer<Epilogue, nev
  */
 export const layer: Layer.Layer<Epilogue, never, IntentSink> = layerOptions()
 
-/** The engine over a sink. `around` may add to what its transactions do. */
-export const engineOver = (
-  sink: IntentSink.Service,
-  options?: OutboxOptions & { readonly around?: ((transact: Transact) => Transact) | undefined }
-): Epilogue["Service"] => {
+/** The engine over a sink. */
+export const engineOver = (sink: IntentSink.Service, options?: OutboxOptions): Epilogue["Service"] => {
   const { capabilities: { transactional }, client } = sink
-  const transact = transactional && client !== undefined ? transactWith(client, options) : undefined
   return make({
     onFailure: options?.onFailure,
     client,
-    transact: transact === undefined ? undefined : options?.around?.(transact) ?? transact,
+    transact: transactional && client !== undefined ? transactWith(client, options) : undefined,
     typed: typedOver(sink),
     commit: (committed) => {
       const run = Effect.flatMap(

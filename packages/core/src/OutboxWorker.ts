@@ -37,7 +37,7 @@ import type * as Scope from "effect/Scope"
 import type { SqlClient } from "effect/sql/SqlClient"
 import type { Handle, Known } from "./Attempt.ts"
 import { open, type Outcomes } from "./Boundary.ts"
-import { type EngineOptions, Epilogue, tellFailure } from "./Engine.ts"
+import { type EngineOptions, Epilogue, make, tellFailure } from "./Engine.ts"
 import type { HandlerService } from "./Handler.ts"
 import type { Any, HandlerOf } from "./Intent.ts"
 import { IntentStoreError } from "./IntentSink.ts"
@@ -240,7 +240,7 @@ const handleWith = (
   const base = engineOver(store, options)
   return (handler, claimed, handled) =>
     handler._tag === "Single" && handler.isTransactional
-      ? inTransaction(store, session, base, claimed, handled, options)
+      ? inTransaction(session, base, claimed, handled, options)
       : Effect.exit(handled)
 }
 
@@ -249,12 +249,11 @@ const leaseLost = new Error("The lease of the delivery was lost, so its transact
 
 /** Runs a transactional handler: its writes, its intents, and the acknowledgement are one transaction. */
 const inTransaction = (
-  store: OutboxStore.Service,
   session: Session,
   base: Epilogue["Service"],
   claimed: Claimed,
   handled: Effect.Effect<unknown, unknown>,
-  { commitTimeout, onFailure }: EngineOptions & TransactionOptions
+  { onFailure }: EngineOptions
 ): ReturnType<Handle> =>
   Effect.suspend(() => {
     const settle = Effect.flatMap(
@@ -263,13 +262,13 @@ const inTransaction = (
     )
     // The first transaction is that of the delivery; those inside are savepoints.
     let isDelivery = true
-    const engine = engineOver(store, {
-      onFailure,
-      commitTimeout,
-      around: (transact) => (core, restore) => {
+    const engine = make({
+      ...base,
+      // A worker with such a handler has a store with transactions.
+      transact: (core, restore) => {
         const isOutermost = isDelivery
         isDelivery = false
-        return transact(isOutermost ? Effect.tap(core, settle) : core, restore)
+        return base.transact!(isOutermost ? Effect.tap(core, settle) : core, restore)
       }
     })
     const report: Outcomes = { outcomes: [] }

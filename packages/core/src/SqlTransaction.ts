@@ -13,7 +13,7 @@ import { isSqlError } from "effect/sql/SqlError"
 import { isAnswer } from "./CommitStatus.ts"
 import type { Transact } from "./Deferred.ts"
 import { CommitError } from "./Outcome.ts"
-import { TransactionConnection } from "./TransactionConnection.ts"
+import { type Server, TransactionConnection } from "./TransactionConnection.ts"
 
 /**
  * Options of the engines whose boundaries are SQL transactions.
@@ -36,6 +36,7 @@ export interface TransactionOptions {
 export const transactWith = (client: SqlClient.SqlClient, options?: TransactionOptions): Transact => {
   const timeout = Duration.fromInputUnsafe(options?.commitTimeout ?? "10 seconds")
   const canLook = client.onDialectOrElse({ pg: () => true, orElse: () => false }) && !Duration.isZero(timeout)
+  const server: Server = { isKnowable: undefined }
   return <A, E, R>(core: Effect.Effect<A, E, R>, restore: Restore, isAwaited?: () => boolean) =>
     Effect.withFiber<A, E | CommitError, R>((fiber) => {
       let ended: Exit.Exit<A, E> | undefined
@@ -43,7 +44,7 @@ export const transactWith = (client: SqlClient.SqlClient, options?: TransactionO
       // A savepoint waits for no connection, so nothing has to be able to interrupt it on its way in or out.
       const isNested = Context.getOrUndefined(fiber.context, client.transactionService) !== undefined
       const connection = canLook && !isNested
-        ? new TransactionConnection(client, timeout, restore, fiber.context, isAwaited)
+        ? new TransactionConnection(client, server, timeout, restore, fiber.context, isAwaited)
         : undefined
       const body = Effect.onExitPrimitive(core, (exit) => {
         ended = exit

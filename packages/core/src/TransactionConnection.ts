@@ -16,8 +16,10 @@ import * as CommitStatus from "./CommitStatus.ts"
 type Send<A> = (connection: Connection) => Effect.Effect<A, SqlError>
 type Transform = Parameters<Connection["execute"]>[2]
 
-/** Which servers can tell what became of a transaction. It holds as long as the client, whoever opens its transactions. */
-const knowable = new WeakMap<SqlClient, boolean>()
+/** Whether the server of a client can tell what became of a transaction, once that is known. */
+export interface Server {
+  isKnowable: boolean | undefined
+}
 
 /**
  * Stands for a connection of the pool, so that it sees the `COMMIT`.
@@ -38,6 +40,7 @@ export class TransactionConnection implements Connection {
   private connection: Connection | undefined = undefined
   private readonly scope = Scope.makeUnsafe()
   private readonly client: SqlClient
+  private readonly server: Server
   private readonly timeout: Duration.Duration
   private readonly restore: <A, E>(effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
   private readonly outside: Context.Context<never>
@@ -45,12 +48,14 @@ export class TransactionConnection implements Connection {
 
   constructor(
     client: SqlClient,
+    server: Server,
     timeout: Duration.Duration,
     restore: <A, E>(effect: Effect.Effect<A, E>) => Effect.Effect<A, E>,
     outside: Context.Context<never>,
     isAwaited: (() => boolean) | undefined
   ) {
     this.client = client
+    this.server = server
     this.timeout = timeout
     this.restore = restore
     this.outside = outside
@@ -102,10 +107,10 @@ export class TransactionConnection implements Connection {
   private get acquire(): Effect.Effect<Connection, SqlError> {
     return Effect.flatMap(this.restore(Scope.provide(this.client.reserve, this.scope)), (connection) => {
       this.connection = connection
-      return knowable.has(this.client)
+      return this.server.isKnowable !== undefined
         ? Effect.succeed(connection)
         : Effect.map(CommitStatus.isKnowable(connection), (answer) => {
-          if (answer !== undefined) knowable.set(this.client, answer)
+          if (answer !== undefined) this.server.isKnowable = answer
           return connection
         })
     })
@@ -113,7 +118,7 @@ export class TransactionConnection implements Connection {
 
   private commit<A>(connection: Connection, send: Send<A>): Effect.Effect<A, SqlError> {
     this.isEnding = false
-    const isAsked = this.mark === undefined && knowable.get(this.client) === true && this.isAwaited?.() !== false
+    const isAsked = this.mark === undefined && this.server.isKnowable === true && this.isAwaited?.() !== false
     const sent = isAsked ? Effect.flatMap(this.ask(connection), () => send(connection)) : send(connection)
     return Effect.catchCause(
       Effect.onExitPrimitive(sent, (exit) => this.release(exit)),

@@ -145,11 +145,13 @@ describe("a server that speaks PostgreSQL", () => {
   it.effect("is asked once whether it is PostgreSQL, and then for the id of each transaction that is waited for", () =>
     Effect.gen(function*() {
       const { client, got } = yield* serverThat({})
-      yield* Effect.provide(boundary, engineOf(client))
-      yield* Effect.provide(boundary, engineOf(client))
-      yield* Effect.provide(Epilogue.atomic(Effect.void), engineOf(client))
-      yield* Effect.provide(Epilogue.atomic(Epilogue.deferRollback(Effect.void)), engineOf(client))
-      yield* Effect.exit(Effect.provide(Epilogue.atomic(Effect.andThen(boundary, Effect.fail("no"))), engineOf(client)))
+      yield* Effect.gen(function*() {
+        yield* boundary
+        yield* boundary
+        yield* Epilogue.atomic(Effect.void)
+        yield* Epilogue.atomic(Epilogue.deferRollback(Effect.void))
+        yield* Effect.exit(Epilogue.atomic(Effect.andThen(boundary, Effect.fail("no"))))
+      }).pipe(Effect.provide(engineOf(client)))
       const expected = [
         ["recognize", "BEGIN", "ask", "COMMIT"],
         ["BEGIN", "ask", "COMMIT"],
