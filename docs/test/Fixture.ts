@@ -262,19 +262,24 @@ export const proxy = Effect.fnUntraced(function*() {
 /** When a connection breaks: before the server gets the `COMMIT`, or when it answers. */
 export type Loss = "before COMMIT" | "after COMMIT"
 
-/** Connections to the server of the test, of which the first to send `COMMIT` breaks. Then new ones come from `later`. */
+/**
+ * Connections to the server of the test. The first to send `COMMIT` after it has sent an order breaks. Then new ones come
+ * from `later`.
+ */
 export const lossy = (when: Loss, later?: () => Duplex) =>
   PgClient.PgClient.useSync(({ config }) => {
     const { hostname, port } = new URL(Redacted.value(config.url!))
     let isOver = false
-    return (): Duplex => {
+    const stream = (): Duplex => {
       if (isOver && later !== undefined) return later()
       const socket = connect(Number(port), hostname)
       const write = socket.write.bind(socket)
       const emit = socket.emit.bind(socket)
-      let isLost = false
+      let [hasOrder, isLost] = [false, false]
       socket.write = (data: string | Uint8Array) => {
-        if (isOver || !Buffer.from(data).includes("COMMIT")) return write(data)
+        const text = Buffer.from(data)
+        hasOrder ||= text.includes("INSERT INTO orders")
+        if (isOver || !hasOrder || !text.includes("COMMIT")) return write(data)
         isLost = isOver = true
         if (when === "after COMMIT") return write(data)
         socket.destroy()
@@ -287,6 +292,7 @@ export const lossy = (when: Loss, later?: () => Duplex) =>
       }
       return socket
     }
+    return { stream, isOver: () => isOver }
   })
 
 // Servers of their own ------------------------------------------------------------------------------------------------

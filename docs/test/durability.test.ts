@@ -1071,7 +1071,8 @@ describe("9. A `COMMIT` without an answer", () => {
     when: Fixture.Loss,
     options: Outbox.OutboxOptions & { readonly later?: () => Duplex } = {}
   ) {
-    const elsewhere = yield* another({ stream: yield* lossy(when, options.later) })
+    const { stream } = yield* lossy(when, options.later)
+    const elsewhere = yield* another({ stream })
     return <A, E, R>(effect: Effect.Effect<A, E, R>) =>
       effect.pipe(Effect.provide(Layer.fresh(Outbox.layerOptions(options))), Effect.provide(elsewhere))
   })
@@ -1088,7 +1089,8 @@ describe("9. A `COMMIT` without an answer", () => {
         const over = yield* losing("after COMMIT")
         const ran: Array<string> = []
         const closure = Epilogue.defer(Effect.sync(() => ran.push("closure")))
-        const { outcomes, value } = yield* over(Epilogue.report(Effect.tap(SendReceipt.defer({ order: 1 }), closure)))
+        const core = Effect.andThen(insertOrder(1), Effect.tap(SendReceipt.defer({ order: 1 }), closure))
+        const { outcomes, value } = yield* over(Epilogue.report(core))
         assert.deepStrictEqual(outcomes.map(({ _tag }) => _tag), ["Enqueued", "Ran"])
         assert.deepStrictEqual(ran, ["closure"])
         const recorder = new Fixture.Recorder()
@@ -1153,7 +1155,8 @@ describe("9. A `COMMIT` without an answer", () => {
     "A transactional handler whose `COMMIT` got no answer is not delivered to again if it has committed.",
     () =>
       Effect.gen(function*() {
-        const elsewhere = yield* another({ stream: yield* lossy("after COMMIT") })
+        const { isOver, stream } = yield* lossy("after COMMIT")
+        const elsewhere = yield* another({ stream })
         yield* Epilogue.atomic(Effect.forEach([1, 2], (order) => SendReceipt.defer({ order })))
         const orders: Array<number> = []
         const handler = SendReceipt.toLayer(
@@ -1162,6 +1165,7 @@ describe("9. A `COMMIT` without an answer", () => {
         )
         yield* Effect.provide(work({ intents: [SendReceipt], concurrency: 1 }, handler), elsewhere)
         yield* areGone(SendReceipt)
+        assert.isTrue(isOver())
         assert.sameMembers(orders, [1, 2])
         assert.deepStrictEqual([yield* countOrders(1), yield* countOrders(2)], [1, 1])
       })
