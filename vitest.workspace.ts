@@ -41,7 +41,8 @@ export default defineConfig({
           root: "packages/postgres",
           include: ["test/**/*.test.ts"],
           globalSetup: "@epilogue/embedded-postgres/globalSetup",
-          testTimeout: 60_000
+          // Processes start and are killed, and leases run out, however busy the machine is.
+          testTimeout: 180_000
         }
       },
       {

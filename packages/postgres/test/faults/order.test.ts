@@ -85,5 +85,5 @@ it.live(
       assert.deepStrictEqual(inversions.slice(0, 10), [], `${inversions.length} inversions`)
       assert.deepStrictEqual(yield* sql`SELECT count(*)::int FROM step`, [{ count }])
     }).pipe(Effect.scoped, Effect.provide(Live)),
-  180_000
+  600_000
 )
