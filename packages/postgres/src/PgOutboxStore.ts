@@ -75,9 +75,9 @@ const settleConnections = 2
  * **Details**
  *
  * Intents are added through that client, in the transaction of their boundary. For everything else the store has
- * connections of its own, to the same server as the same user, which it opens when it needs them: up to two where
- * intents are only added, and seven where workers run. No name or type that the client transforms matters to it, nor the client's
- * isolation level.
+ * connections of its own, to the same server as the same user, which it opens when it needs them: up to three where
+ * intents are only added, and nine where workers run. No name or type that the client transforms matters to it, nor the
+ * client's isolation level.
  *
  * The tables have to be there: see `migrate`.
  *
