@@ -799,34 +799,34 @@ describe("6. Order", () => {
     () =>
       Effect.gen(function*() {
         const sql = yield* SqlClient.SqlClient
+        const elsewhere = yield* another()
         const [hasDeferred, mayCommit] = [yield* Latch.make(), yield* Latch.make()]
         // It begins and defers first, and commits last.
-        const last = Effect.andThen(Step.defer({ order: 12 }), Effect.andThen(hasDeferred.open, mayCommit.await))
+        const last = Effect.andThen(Step.defer({ order: 10 }), Effect.andThen(hasDeferred.open, mayCommit.await))
         const committing = yield* Effect.forkChild(Epilogue.atomic(last))
         yield* hasDeferred.await
-        const elsewhere = yield* another()
         for (let order = 1; order < 10; order++) {
           const step = Epilogue.atomic(Step.defer({ order }))
           yield* order % 2 === 0 ? Effect.provide(step, elsewhere) : step
         }
-        // It has stored its intent and has not committed: the next one waits for that.
-        const isStored = yield* Latch.make()
-        const before = yield* Effect.forkChild(sql.withTransaction(
-          Effect.andThen(
-            Epilogue.atomic(Step.defer({ order: 10 })),
-            Effect.andThen(isStored.open, Effect.sleep("50 millis"))
-          )
-        ))
-        yield* isStored.await
-        yield* Effect.provide(Epilogue.atomic(Step.defer({ order: 11 })), elsewhere)
-        yield* Fiber.join(before)
         yield* mayCommit.open
         yield* Fiber.join(committing)
-
         const steps = noting(() => Effect.sleep("5 millis"))
         for (const context of [elsewhere, yield* another()]) {
           for (let i = 0; i < 2; i++) yield* Effect.provide(work({ intents: [Step] }, steps.layer), context)
         }
+        yield* areGone(Step)
+        // It has stored its intent and has not committed, so the next one waits, though there are workers that wait for it.
+        const isStored = yield* Latch.make()
+        const before = yield* Effect.forkChild(sql.withTransaction(
+          Effect.andThen(
+            Epilogue.atomic(Step.defer({ order: 11 })),
+            Effect.andThen(isStored.open, Effect.sleep("300 millis"))
+          )
+        ))
+        yield* isStored.await
+        yield* Effect.provide(Epilogue.atomic(Step.defer({ order: 12 })), elsewhere)
+        yield* Fiber.join(before)
         yield* areGone(Step)
         assert.deepStrictEqual(steps.orders, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
         assert.strictEqual(steps.most(), 1)
