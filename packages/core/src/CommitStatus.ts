@@ -64,10 +64,20 @@ export const markOf = (connection: Connection): Effect.Effect<string | undefined
 /** Whether an error is what the server answered, and not that it shuts down (SQLSTATE classes 08 and 57P). */
 export const isAnswer = (error: unknown): boolean => {
   if (!isSqlError(error) || error.reason._tag === "ConnectionError") return false
-  const { cause } = error.reason
-  const code = hasProperty(cause, "code") && typeof cause.code === "string" ? cause.code : ""
-  return /^[0-9FHPX][0-9A-Z]{4}$/.test(code) && !/^(08|57P)/.test(code)
+  return /^(?!08|57P)./.test(stateOf(error))
 }
+
+/**
+ * Whether an error of a statement that came before `COMMIT` was sent proves that its transaction can't commit: the server
+ * has answered with it, also that it shuts down, or the connection is gone. What fails in the client proves nothing.
+ */
+export const isAbort = (error: SqlError): boolean => error.reason._tag === "ConnectionError" || stateOf(error) !== ""
+
+/** The SQLSTATE of an error, or `""` where it has none. */
+const stateOf = ({ reason: { cause } }: SqlError): string =>
+  hasProperty(cause, "code") && typeof cause.code === "string" && /^[0-9FHPX][0-9A-Z]{4}$/.test(cause.code)
+    ? cause.code
+    : ""
 
 /**
  * Finds out, on other connections, whether a transaction has committed, and ends it if it is still in progress. Answers

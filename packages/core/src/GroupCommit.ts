@@ -90,7 +90,8 @@ export class GroupCommit {
       const starts: Array<Start> = []
       for (const slot of this.slots) {
         const { current } = slot
-        if (current === undefined || current === slot.recorded) continue
+        // One that is on record before it waits for that is told again, for the answer.
+        if (current === undefined || (current === slot.recorded && slot.recording === undefined)) continue
         if (current === slot.seen || slot.recording !== undefined) {
           starts.push({ slot, current })
         } else {
@@ -146,7 +147,9 @@ export class GroupCommit {
           // It has ended in the meantime, and what is there now is another one.
           if (slot.current !== current) continue
           const isHeld = !underWayIn(slot).some(({ id }) => ids.has(id))
-          if (slot.recording !== undefined) Deferred.doneUnsafe(slot.recording, Effect.succeed(isHeld))
+          const { recording } = slot
+          slot.recording = undefined
+          if (recording !== undefined) Deferred.doneUnsafe(recording, Effect.succeed(isHeld))
           else if (!isHeld) this.observer.onStale(slot)
         }
       }

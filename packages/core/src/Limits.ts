@@ -216,6 +216,8 @@ export class Limits {
         // It is taken before anybody else hears of it.
         const isHeld = yield* this.ask(() => [this.wantOf(limit, 1, limit.tokens < 1 ? 1 : 0)], () => take(limit))
         if (isHeld || this.now() >= until) return isHeld
+        // Where nobody knows when there is a token, there may be one in time.
+        if (limit.tokens < 1 && limit.tokensAt > until && limit.tokensAt < Infinity) return false
         yield* Effect.sleep(restAfterAsking)
         const rest = Math.min(until, limit.tokens < 1 ? limit.tokensAt : Infinity) - this.now()
         yield* Effect.timeoutOption(this.hasNews.await, Duration.millis(Math.max(0, rest)))

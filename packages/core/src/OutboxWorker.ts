@@ -143,10 +143,19 @@ export const layer = <const Intents extends ReadonlyArray<Any>>(
     const inSession = (
       session: Effect.Effect<Session, never, Scope.Scope>
     ): Effect.Effect<"closed" | "lost"> =>
-      Effect.scoped(Effect.flatMap(
-        Effect.raceFirst(session, Effect.as(closing.await, undefined)),
-        (mine) => mine === undefined ? Effect.succeed("closed" as const) : work(mine)
-      ))
+      Effect.catchCause(
+        Effect.scoped(Effect.flatMap(
+          Effect.raceFirst(session, Effect.as(closing.await, undefined)),
+          (mine) => mine === undefined ? Effect.succeed("closed" as const) : work(mine)
+        )),
+        (cause) =>
+          closing.isOpen()
+            ? Effect.as(Effect.logError("A worker has come upon a defect while it closed", cause), "closed" as const)
+            : Effect.as(
+              Effect.logError("A worker has come upon a defect, so it begins anew", cause),
+              "lost" as const
+            )
+      )
     // That the first session can't be opened fails the layer.
     const first = Effect.matchCauseEffect(
       Effect.onExitPrimitive(openSession, (exit) => {

@@ -131,9 +131,9 @@ export class TransactionConnection implements Connection {
       onSuccess: (mark) => {
         this.mark = mark
       },
-      // What fails in a transaction aborts it, and a connection that is gone does too. `COMMIT` tells the client.
-      onFailure: () => {
-        this.isAborted = true
+      // `COMMIT` tells the client.
+      onFailure: (error) => {
+        this.isAborted = CommitStatus.isAbort(error)
       }
     })
   }

@@ -135,8 +135,7 @@ export class Work {
       const isLost = Deferred.await(this.lost)
       const ended = yield* Effect.raceFirst(Effect.as(isLost, "lost" as const), Effect.as(closing, "closed" as const))
       if (ended === "closed") {
-        yield* this.stop(claimers)
-        yield* Effect.raceFirst(this.drain(runners), isLost)
+        yield* Effect.raceFirst(Effect.andThen(this.stop(claimers), this.drain(runners)), isLost)
       }
       yield* this.stop([...runners, ...claimers, ...others])
       return ended
@@ -314,8 +313,15 @@ export class Work {
   private readonly beatAll: Effect.Effect<void> = Effect.gen({ self: this }, function*() {
     while (true) {
       this.beatsSoon.closeUnsafe()
-      const sent = this.now()
-      const beat = yield* persistently("beat", Effect.suspend(() => this.session.beat))
+      // Of several tries, that of the one that is answered.
+      let sent = 0
+      const beat = yield* persistently(
+        "beat",
+        Effect.suspend(() => {
+          sent = this.now()
+          return this.session.beat
+        })
+      )
       if (!beat.isAlive) return yield* this.lose("A worker has lost its lease")
       this.confirmedAt = sent
       this.hear(beat)

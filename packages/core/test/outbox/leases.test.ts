@@ -144,6 +144,103 @@ describe("a lease", () => {
       }))
   }
 
+  /** Ends the first session after 10 seconds. */
+  const endingFirst = (session: OutboxStore.Session, index: number): Partial<OutboxStore.Session> =>
+    index > 0 ? {} : {
+      beat: Effect.flatMap(now, (at) => Effect.map(session.beat, (beat) => ({ ...beat, isAlive: at < 10_000 })))
+    }
+
+  for (const what of ["opening a session again", "ending a session"]) {
+    it.effect(`a store that dies in ${what} does not end its worker, and is told in the log`, () =>
+      Effect.gen(function*() {
+        const log = makeLog()
+        const logs = new CapturedLogs()
+        let opened = 0
+        const store = storeWith(endingFirst, (open) =>
+          Effect.suspend(() => {
+            const nth = opened++
+            if (what === "ending a session") {
+              return nth > 0 ? open : Effect.tap(open, Effect.addFinalizer(() => Effect.die("the store is broken")))
+            }
+            return nth === 1 ? Effect.die("the store is broken") : open
+          }))
+        const { provide, start } = yield* makeOutbox(store)
+        yield* Effect.provide(start(greeting((name) => log.add(name))), logs.layer)
+        yield* elapse("20 seconds")
+        yield* provide(Epilogue.atomic(Greet.defer({ name: "Ada" })))
+        yield* elapse("5 seconds")
+        assert.deepStrictEqual(log.lines, ["Ada"])
+        assert.deepInclude(logs.entries.map(({ level, message }) => ({ level, message })), {
+          level: "Error",
+          message: "A worker has come upon a defect, so it begins anew"
+        })
+      }))
+  }
+
+  it.effect("a store that dies in ending its last session keeps no worker from closing", () =>
+    Effect.gen(function*() {
+      const logs = new CapturedLogs()
+      let opened = 0
+      const store = storeWith(() => ({}), (open) =>
+        Effect.tap(open, () => {
+          opened++
+          return Effect.addFinalizer(() => Effect.die("the store is broken"))
+        }))
+      const { start } = yield* makeOutbox(store)
+      const { close } = yield* Effect.provide(start(greeting(() => Effect.void)), logs.layer)
+      yield* close
+      assert.strictEqual(opened, 1)
+      assert.include(logs.entries.map(({ message }) => message), "A worker has come upon a defect while it closed")
+    }))
+
+  it.effect("that is lost while a worker closes ends what it delivers in time, also where a claim hangs", () =>
+    Effect.gen(function*() {
+      const interrupted: Array<number> = []
+      const hangs = between(1_000, Infinity, Effect.uninterruptible(Effect.never))
+      const store = storeWith((session) => ({
+        beat: hangs(session.beat),
+        claim: (limit) => hangs(session.claim(limit))
+      }))
+      const { provide, start } = yield* makeOutbox(store)
+      const { close } = yield* start(
+        greeting(() => Effect.onInterrupt(Effect.never, () => Effect.map(now, (at) => interrupted.push(at))))
+      )
+      yield* provide(Epilogue.atomic(Greet.defer({ name: "Ada" })))
+      yield* elapse("1 second")
+      yield* provide(Epilogue.atomic(Greet.defer({ name: "Grace" })))
+      yield* elapse("4 seconds")
+      yield* Effect.forkChild(close, { startImmediately: true })
+      yield* elapse("30 seconds")
+      assert.strictEqual(interrupted.length, 1)
+      assert.isBelow(interrupted[0]!, 15_000)
+    }).pipe(Effect.provide(new CapturedLogs().layer)))
+
+  it.effect("is counted from the beat that was answered, and not from those before it that failed", () =>
+    Effect.gen(function*() {
+      const interrupted: Array<number> = []
+      let answeredAt: number | undefined
+      const store = storeWith((session) => ({
+        beat: Effect.flatMap(now, (at) => {
+          if (at < 10_000) return session.beat
+          if (at < 30_000) return outage
+          if (answeredAt !== undefined) return Effect.never
+          answeredAt = at
+          return session.beat
+        })
+      }))
+      const { provide, start } = yield* makeOutbox(store)
+      yield* start(
+        greeting(
+          () => Effect.onInterrupt(Effect.never, () => Effect.map(now, (at) => interrupted.push(at))),
+          { lease: "1 minute" }
+        )
+      )
+      yield* provide(Epilogue.atomic(Greet.defer({ name: "Ada" })))
+      yield* elapse("2 minutes")
+      // Three quarters of the lease.
+      assert.approximately(interrupted[0]!, answeredAt! + 45_000, 1)
+    }).pipe(Random.withSeed(0), Effect.provide(new CapturedLogs().layer)))
+
   it.effect("the time that the answer to a beat takes is part of the lease", () =>
     Effect.gen(function*() {
       const interrupted: Array<number> = []

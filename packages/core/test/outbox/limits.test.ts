@@ -495,6 +495,39 @@ describe("a rate over all workers", () => {
       assert.strictEqual(meter.starts.length, 20)
     }).pipe(seeded))
 
+  it.effect("that has nothing left for long keeps no other tag waiting for what is to run alone", () =>
+    Effect.gen(function*() {
+      const rateLimit = { limit: 1, window: "1 hour" } as const
+      const late: Array<number> = []
+      const { provide, start } = yield* makeOutbox()
+      const process = new Process()
+      yield* provide(deferred(Call, 1))
+      yield* start(
+        OutboxWorker.layer({ intents: [Call] }).pipe(
+          Layer.provide(Call.toLayer(() => Effect.andThen(Effect.sleep("1 second"), process.kill), { rateLimit })),
+          Layer.provide(process.layer)
+        )
+      )
+      yield* elapse("2 seconds")
+      const calls: Array<number> = []
+      yield* start(
+        OutboxWorker.layer({ intents: [Call, Free] }).pipe(
+          Layer.provide([
+            Call.toLayer(() => Effect.map(now, (at) => calls.push(at)), { rateLimit }),
+            Free.toLayer((since) => Effect.map(now, (at) => late.push(at - since)))
+          ])
+        )
+      )
+      for (let second = 0; second < 300; second++) {
+        yield* provide(Epilogue.atomic(Effect.flatMap(now, (at) => Free.defer(at))))
+        yield* elapse("1 second")
+      }
+      assert.strictEqual(late.length, 300)
+      assert.isAtMost(Math.max(...late), 1_000)
+      yield* elapse("1 hour")
+      assert.strictEqual(calls.length, 1)
+    }).pipe(seeded))
+
   it.effect("that is used up costs a question when there is more, and no claim", () =>
     Effect.gen(function*() {
       let claims = 0

@@ -203,6 +203,21 @@ describe("a server that speaks PostgreSQL", () => {
       assert.deepStrictEqual(got, ["recognize", "BEGIN", "ask", "COMMIT"])
     }))
 
+  it.effect("and where only its client fails before COMMIT is sent, may have committed", () =>
+    Effect.gen(function*() {
+      const inClient = failing(new UnknownError({ cause: new Error("the client can't parse"), operation: "execute" }))
+      const shutDown = failing(
+        new UnknownError({ cause: new ServerError({ message: "no", code: "57P01" }), operation: "execute" })
+      )
+      const cases = [[inClient, "unknown"], [refused, "discarded"], [shutDown, "discarded"]] as const
+      for (const [ask, outcome] of cases) {
+        const { client, got } = yield* serverThat({ ask, commit: gone })
+        const error = yield* Effect.flip(Effect.provide(boundary, engineOf(client)))
+        assert.strictEqual(error._tag === "CommitError" && error.outcome, outcome)
+        assert.deepStrictEqual(got, ["recognize", "BEGIN", "ask", "COMMIT"])
+      }
+    }))
+
   it.effect("and gives a transaction no id, as a standby does, is not asked what became of it", () =>
     Effect.gen(function*() {
       const { client, got } = yield* serverThat({ ask: Effect.succeed(""), commit: gone })
