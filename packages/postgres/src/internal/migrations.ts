@@ -184,7 +184,7 @@ CREATE TABLE $schema.bucket (
   rate float8 NOT NULL,
   tokens float8 NOT NULL,
   filled_at timestamptz NOT NULL,
-  turn int4 NOT NULL DEFAULT 0
+  turn float8 NOT NULL DEFAULT 0
 );
 CREATE TABLE $schema.permit (
   tag int4 NOT NULL,
@@ -194,8 +194,8 @@ CREATE TABLE $schema.permit (
   wanted int4 NOT NULL,
   wanted_tokens int4 NOT NULL,
   asked_at timestamptz NOT NULL,
-  granted_turn int4 NOT NULL,
-  tokens_turn int4 NOT NULL,
+  granted_turn float8 NOT NULL,
+  tokens_turn float8 NOT NULL,
   PRIMARY KEY (tag, session)
 );
 COMMENT ON TABLE $schema.bucket IS 'The limits of a tag as they were last told, and what is left of its rate.';

@@ -74,10 +74,10 @@ export const permit = (
       decisions.map(({ share }) => share.slots),
       decisions.map(({ share }) => share.wantedSlots),
       decisions.map(({ share }) => share.wantedTokens),
-      decisions.map(({ share }) => share.slotsTurn),
-      decisions.map(({ share }) => share.tokensTurn),
+      arrayOf(decisions.map(({ share }) => share.slotsTurn)),
+      arrayOf(decisions.map(({ share }) => share.tokensTurn)),
       arrayOf(decisions.map(({ tokens }) => tokens)),
-      decisions.map(({ turn }) => turn)
+      arrayOf(decisions.map(({ turn }) => turn))
     ])
     return decisions.map((each) => each.permit)
   }))
