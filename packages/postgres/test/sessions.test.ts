@@ -1,6 +1,7 @@
 // Sessions of several processes, and what they survive.
 import { PgClient } from "@effect/sql-pg"
 import { assert, it } from "@effect/vitest"
+import type { Envelope } from "@epilogue/core/IntentSink"
 import type { Session } from "@epilogue/core/OutboxStore"
 import { OutboxStore } from "@epilogue/core/OutboxStore"
 import { Effect, Exit, Fiber, Latch, Queue, Scope } from "effect"
@@ -120,6 +121,31 @@ it.layer(layerStore)("sessions", (it) => {
       assert.deepStrictEqual(rest.map(({ id }) => id), added.slice(1).map(({ id }) => id))
       assert.deepStrictEqual(yield* succeed(session, [first!, ...rest]), [])
     }))
+
+  it.effect.each([undefined, "k"])(
+    "what is cancelled of a claim whose answer was lost is gone: key %s",
+    (partitionKey) =>
+      Effect.gen(function*() {
+        const { client, state } = yield* makeProxy
+        const store = yield* storeOver(client)
+        const added = envelopes(3, { partitionKey })
+        const first = envelope({ tag: added[0]!.tag, partitionKey: partitionKey && "first" })
+        yield* store.append([first, ...added])
+        const session = yield* open(store, [first.tag])
+        yield* session.claim({ ...all, rows: 1 })
+        // No connection is being opened, which would wait for an answer until the clock moves.
+        yield* untilListening(session)
+        state.isLossy = true
+        assert.isTrue(Exit.isFailure(yield* Effect.exit(session.claim(all))))
+        state.isLossy = false
+        assert.strictEqual(yield* (yield* OutboxStore).operations.cancel({ ids: [added[0]!.id] }), 1)
+        const rest = yield* Effect.retry(session.claim(all), { times: 3 })
+        assert.deepStrictEqual(
+          rest.map(({ id }) => id),
+          (partitionKey === undefined ? added.slice(1) : [added[1]!]).map(({ id }) => id)
+        )
+      })
+  )
 
   it.effect("what a session had whose last claim was lost is free when it closes", () =>
     Effect.gen(function*() {
@@ -299,6 +325,38 @@ it.layer(layerStore)("sessions", (it) => {
       yield* end.open
       yield* Fiber.join(transaction)
       assert.deepStrictEqual((yield* here.claim({ ...all, rows: 1 })).map(({ id }) => id), [behind[1]!.id])
+    }))
+
+  it.effect("what is added to a key is found, whatever is being settled of that key meanwhile", () =>
+    Effect.gen(function*() {
+      const sql = yield* PgClient.PgClient
+      const store = yield* OutboxStore
+      const slow = envelope({ partitionKey: "slow" })
+      const { tag } = slow
+      const [head, next] = envelopes(2, { tag, partitionKey: "k" }) as [Envelope, Envelope]
+      const [here, there] = [yield* open(store, [tag]), yield* open(yield* elsewhere, [tag])]
+      yield* store.append([envelope({ tag, partitionKey: "other" })])
+      assert.strictEqual((yield* there.claim(all)).length, 1)
+      yield* store.append([slow])
+      yield* store.append([head])
+      const claimed = yield* here.claim(all)
+      assert.deepStrictEqual(claimed.map(({ id }) => id), [slow.id, head.id])
+      const [locked, end] = [Latch.makeUnsafe(), Latch.makeUnsafe()]
+      const transaction = yield* Effect.forkChild(sql.withTransaction(Effect.gen(function*() {
+        yield* sql`SELECT FROM epilogue.keyed WHERE intent = ${slow.id}::uuid FOR UPDATE`
+        yield* locked.open
+        yield* end.await
+      })))
+      yield* locked.await
+      const settling = yield* Effect.forkChild(succeed(here, claimed))
+      yield* Effect.repeat(sql`SELECT FROM pg_locks WHERE NOT granted`, { until: (waiting) => waiting.length > 0 })
+      // The statement that settles the head does not see it any more.
+      yield* store.append([next])
+      assert.deepStrictEqual(yield* there.claim(all), [])
+      yield* end.open
+      yield* Fiber.join(transaction)
+      assert.deepStrictEqual(yield* Fiber.join(settling), [])
+      assert.deepStrictEqual((yield* there.claim(all)).map(({ id }) => id), [next.id])
     }))
 
   it.effect("a flood of 200,000 of one tag keeps the single intent of another out of no claim", () =>

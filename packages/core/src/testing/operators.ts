@@ -631,6 +631,26 @@ const cancellations = (test: Test, { capabilities }: SuiteOptions): void => {
       yield* claimExactly(other, [fourth.id])
     }))
 
+  test("a key goes on when the session ends that holds what was cancelled of it", (fixture) =>
+    Effect.gen(function*() {
+      const [dead, observer] = [yield* fixture.openMortal(), yield* fixture.open()]
+      const { close, session } = yield* fixture.openClosable()
+      const [first, behindFirst] = fixture.envelopes(2, { partitionKey: "1" }) as [Envelope, Envelope]
+      const [second, behindSecond] = fixture.envelopes(2, { partitionKey: "2" }) as [Envelope, Envelope]
+      yield* fixture.append(first)
+      yield* claimExactly(dead, [first.id])
+      yield* fixture.append(second)
+      yield* claimExactly(session, [second.id])
+      yield* fixture.append(behindFirst, behindSecond)
+      yield* claimNothing(observer)
+      equal(yield* fixture.store.operations.cancel({ ids: idsOf([first, second]) }), 2, "how many are cancelled")
+      yield* close
+      yield* claimExactly(observer, [behindSecond.id])
+      yield* fixture.outlive(observer)
+      yield* observer.recover
+      yield* claimExactly(observer, [behindFirst.id])
+    }))
+
   test("everything about a key is gone when it is erased, and nothing of others", (fixture) =>
     Effect.gen(function*() {
       const [session, other] = [yield* fixture.open(), yield* fixture.open()]

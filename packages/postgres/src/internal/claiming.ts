@@ -8,6 +8,7 @@ import * as Semaphore from "effect/Semaphore"
 import { Hints, keyedSource, type Room, type Source, type Subscribed, waitingSource } from "./claims.ts"
 import type { Connections, Run } from "./connections.ts"
 import { lag, type Reach } from "./floors.ts"
+import { type Head, readyHeads, readyLocked } from "./heads.ts"
 import { type Lane, type Place, placeOf } from "./places.ts"
 import type { Statements } from "./statements.ts"
 import type { Wakes } from "./wakes.ts"
@@ -36,8 +37,8 @@ export interface Claiming extends Pick<Session, "claim" | "claimSuspect"> {
   readonly floors: () => readonly [ReadonlyArray<bigint>, ReadonlyArray<bigint>]
   /** A beat has seen that something waits, or that something has been due for a while. */
   readonly expect: (isWaiting: boolean, isPast: boolean) => void
-  /** Frees what a claim has leased whose answer never came. */
-  readonly reclaim: (run: Run) => Effect.Effect<void, IntentStoreError>
+  /** Frees what a claim has leased whose answer never came. Answers the heads of lanes in which something was cancelled. */
+  readonly reclaim: (run: Run) => Effect.Effect<ReadonlyArray<Head>, IntentStoreError>
   /** Whether there may be rows that are leased without anybody's knowing. */
   readonly hasLost: () => boolean
 }
@@ -115,20 +116,25 @@ export const makeClaiming = (options: {
       })
     )
 
-  /** Frees what a claim has leased whose answer never came. */
-  const reclaim = (run: Run) =>
+  /** Frees what a claim has leased whose answer never came. Answers the heads that are there where it was cancelled. */
+  const reclaim: Claiming["reclaim"] = (run) =>
     Effect.suspend(() => {
-      if (!hasLostClaim) return Effect.void
+      if (!hasLostClaim) return Effect.succeed([])
       const what = "What a lost claim has leased could not be freed"
       const ids = Array.from(held.keys())
-      return Effect.map(
-        Effect.andThen(
-          run(what, statements.reclaim, [session, ids]),
-          run(what, statements.reclaimKeyed, [session, ids])
+      // What is cancelled meanwhile is found by the second of each two.
+      return Effect.flatMap(
+        Effect.forEach(
+          [statements.reclaim, statements.discardLost, statements.reclaimKeyed, statements.discardLostKeyed],
+          (statement) => run(what, statement, [session, ids])
         ),
-        () => {
+        ([, , , discarded]) => {
           hasLostClaim = false
           sweep()
+          // Rows with these columns are what the statement answers.
+          const lanes = discarded!.map(([tag, lane]): Lane => ({ tag: tag as number, lane: lane as string }))
+          goOn(lanes)
+          return readyHeads(run, statements, lanes)
         }
       )
     })
@@ -209,7 +215,7 @@ export const makeClaiming = (options: {
     oneAtATime.withPermit(
       // Not in the way that claims are planned: there is no index on leases.
       Effect.andThen(
-        reclaim(control.run),
+        Effect.flatMap(reclaim(control.run), (heads) => readyLocked(control.run, statements, heads)),
         Effect.onError(
           Effect.tap(effect, (claimed) =>
             Effect.sync(() => {

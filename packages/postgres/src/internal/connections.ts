@@ -97,7 +97,9 @@ export const make = (
       ): Effect.Effect<A, IntentStoreError> => {
         const run = runOn(connection)
         return Effect.uninterruptibleMask((restore) =>
-          run("A transaction could not be started", "BEGIN ISOLATION LEVEL READ COMMITTED").pipe(
+          restore(run("A transaction could not be started", "BEGIN ISOLATION LEVEL READ COMMITTED")).pipe(
+            // Nobody knows whether it has started.
+            Effect.onInterrupt(() => pool.invalidate(connection)),
             Effect.andThen(restore(f(run))),
             Effect.onExit((exit) =>
               Exit.isSuccess(exit)

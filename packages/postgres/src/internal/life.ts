@@ -9,8 +9,9 @@ import type * as Scope from "effect/Scope"
 import type { Claiming } from "./claiming.ts"
 import type { Subscribed } from "./claims.ts"
 import type { Connections } from "./connections.ts"
+import { readyHeads, readyLocked } from "./heads.ts"
 import type { Learning } from "./learning.ts"
-import { hasKey, keyedAt, type Place, waitingAt } from "./places.ts"
+import { hasKey, keyedAt, type Lane, type Place, waitingAt } from "./places.ts"
 import type { Signals } from "./signals.ts"
 import { everyLane } from "./sql/names.ts"
 import type { Statements } from "./statements.ts"
@@ -31,7 +32,14 @@ type BeatRow = readonly [
   newestQueue: number
 ]
 
-type FreedRow = readonly [session: bigint, leased: number, locked: number, freed: number]
+type FreedRow = readonly [
+  session: bigint,
+  leased: number,
+  locked: number,
+  freed: number,
+  tags: ReadonlyArray<number> | null,
+  lanes: ReadonlyArray<string> | null
+]
 
 /** What a session has last seen of another. */
 interface Sighting {
@@ -142,13 +150,14 @@ export const makeLife = Effect.fnUntraced(function*(options: {
 
   const recover: Session["recover"] = Effect.suspend(() => {
     const candidates = expired()
-    return candidates.length === 0 ? Effect.succeed(0) : control.transaction(Effect.fnUntraced(function*(run) {
+    if (candidates.length === 0) return Effect.succeed(0)
+    return control.transaction(Effect.fnUntraced(function*(run) {
       const ended = yield* run("Sessions whose lease ran out could not be ended", statements.end, [
         candidates.map(([id]) => id),
         candidates.map(([, sighting]) => sighting.beat),
         server
       ])
-      if (ended.length === 0) return 0
+      if (ended.length === 0) return { count: 0, heads: [] }
       // Rows with these columns are what the statements answer.
       const ids = ended.map(([id]) => id as bigint)
       const what = "What ended sessions had claimed could not be freed"
@@ -160,12 +169,19 @@ export const makeLife = Effect.fnUntraced(function*(options: {
         [...freed, ...freedKeyed].every(([of, leased, locked]) => of !== id || leased === locked)
       )
       if (finished.length > 0) yield* run("Ended sessions could not be removed", statements.unregister, [finished])
-      return (freed[0]?.[3] ?? 0) + (freedKeyed[0]?.[3] ?? 0)
-    })).pipe(Effect.tap((count) => {
-      if (count === 0) return Effect.void
-      // What they had may be in queues that this session does not know.
-      return Effect.sync(() => signals.tell({ _tag: "Freed", queues: undefined }))
-    }))
+      // What was cancelled is gone, and what was behind it is not any more.
+      const [, , , , tags, lanes] = freedKeyed[0]!
+      const cancelled = tags!.map((tag, index): Lane => ({ tag, lane: lanes![index]! }))
+      const heads = yield* readyHeads(run, statements, cancelled)
+      return { count: (freed[0]?.[3] ?? 0) + (freedKeyed[0]?.[3] ?? 0), heads }
+    })).pipe(
+      Effect.tap(({ heads }) => readyLocked(control.run, statements, heads)),
+      Effect.map(({ count, heads }) => {
+        // What they had may be in queues that this session does not know.
+        if (count > 0 || heads.length > 0) signals.tell({ _tag: "Freed", queues: undefined })
+        return count
+      })
+    )
   })
 
   /** Ends the session, so that nothing can be claimed any more, and frees what it has. Whoever comes second waits for it. */
@@ -175,19 +191,27 @@ export const makeLife = Effect.fnUntraced(function*(options: {
       // A transaction that a handler has left open may hold one of them. Then others end the session when its lease is over.
       yield* run("A limit could not be set", "SET LOCAL lock_timeout = '3s'")
       yield* run("The session could not be ended", statements.unregister, [[session]])
-      yield* claiming.reclaim(run)
+      const reclaimed = yield* claiming.reclaim(run)
       const places = Array.from(held.values())
       const what = "What the session had claimed could not be freed"
       const unkeyed = places.filter((place) => !hasKey(place))
-      if (unkeyed.length > 0) yield* run(what, statements.leave, waitingAt(session, unkeyed))
+      if (unkeyed.length > 0) {
+        yield* run(what, statements.leave, waitingAt(session, unkeyed))
+        yield* run(what, statements.discard, waitingAt(session, unkeyed))
+      }
       const withKeys = places.filter(hasKey)
-      if (withKeys.length > 0) yield* run(what, statements.leaveKeyed, keyedAt(session, withKeys))
-      return hasFreed
+      if (withKeys.length > 0) {
+        yield* run(what, statements.leaveKeyed, keyedAt(session, withKeys))
+        yield* run(what, statements.discardKeyed, keyedAt(session, withKeys))
+      }
+      const heads = yield* readyHeads(run, statements, withKeys)
+      return { hasFreed, heads: [...reclaimed, ...heads] }
     })).pipe(
+      Effect.tap(({ heads }) => readyLocked(control.run, statements, heads)),
       // Closing waits for nobody for ever, though it can't be interrupted.
       Effect.interruptible,
       Effect.timeout("10 seconds"),
-      Effect.map((hasFreed) => {
+      Effect.map(({ hasFreed }) => {
         if (hasFreed) signals.tell({ _tag: "Freed", queues: subscribed.ids })
       }),
       Effect.catch((cause) =>

@@ -6,6 +6,8 @@ import type { Block, Detail, Entry, Event, Filter, Live, Operations, Pause, Stat
 import type { Depth } from "@epilogue/core/OutboxStore"
 import * as Effect from "effect/Effect"
 import type { Connections, Run } from "./connections.ts"
+import { readyHeads, readyLocked } from "./heads.ts"
+import type { Lane } from "./places.ts"
 import { type Queues, wholeOf } from "./queues.ts"
 import type { Signals } from "./signals.ts"
 import { digestOf, everyLane, quote } from "./sql/names.ts"
@@ -119,13 +121,15 @@ export const make = (options: {
     // One row with these columns is what every step answers.
     const run = (by: Run) => Effect.map(by(what, sql, params), (rows) => rows[0] as unknown as StepRow)
     if (table !== "keyed" && table !== "dead") return yield* run(connections.run)
-    const { locked, row } = yield* connections.transaction(Effect.fnUntraced(function*(by) {
+    const { heads, row } = yield* connections.transaction(Effect.fnUntraced(function*(by) {
       const changed = yield* run(by)
       const [, , , , tags, lanes] = changed
-      return { row: changed, locked: lanes.length === 0 ? [] : yield* by(what, statements.ready, [tags, lanes]) }
+      return {
+        row: changed,
+        heads: yield* readyHeads(by, statements, tags.map((tag, index): Lane => ({ tag, lane: lanes[index]! })))
+      }
     }))
-    // Waited for one by one, while nothing is held that somebody waits for.
-    yield* Effect.forEach(locked, (lane) => connections.run(what, statements.readyOne, lane), { discard: true })
+    yield* readyLocked(connections.run, statements, heads)
     return row
   })
 
@@ -234,12 +238,13 @@ export const make = (options: {
       const what = "The pause could not be ended"
       const whole = wholeOf(pause.tag)
       yield* queues.ensure([whole])
-      const lane = [queues.idOf(whole), laneOf(pause)] as const
-      const locked = yield* connections.transaction(Effect.fnUntraced(function*(run) {
-        yield* run(what, statements.resume, lane)
-        return yield* run(what, statements.ready, lane.map((each) => [each]))
+      const tag = queues.idOf(whole)
+      const lane = laneOf(pause)
+      const heads = yield* connections.transaction(Effect.fnUntraced(function*(run) {
+        yield* run(what, statements.resume, [tag, lane])
+        return yield* readyHeads(run, statements, [{ tag, lane }])
       }))
-      yield* Effect.forEach(locked, (each) => connections.run(what, statements.readyOne, each), { discard: true })
+      yield* readyLocked(connections.run, statements, heads)
       yield* tell
     }),
     paused: Effect.map(

@@ -32,7 +32,7 @@ export interface Lane {
   readonly lane: string
 }
 
-export const hasKey = (place: Place): boolean => place.lane !== undefined
+export const hasKey = (place: Place): place is Place & Lane => place.lane !== undefined
 
 /** The parameters that say where rows without a key are. */
 export const waitingAt = (session: bigint, places: ReadonlyArray<Place>): ReadonlyArray<unknown> => [

@@ -6,13 +6,14 @@ import type { Claimed, Session, Settlement } from "@epilogue/core/OutboxStore"
 import * as Effect from "effect/Effect"
 import type { SqlClient } from "effect/sql/SqlClient"
 import { type Connections, failed } from "./connections.ts"
+import { readyHeads, readyLocked } from "./heads.ts"
 import { endings, hasKey, isLater, keyedAt, type Lane, type Place, placeOf, waitingAt } from "./places.ts"
 import type { Signals } from "./signals.ts"
 import type { Statements } from "./statements.ts"
 import type { Wakes } from "./wakes.ts"
 
-/** What a settlement of rows with keys answers: positions, and then lanes that go on. */
-type SettledRow = readonly [id: bigint | null, tag: number | null, lane: string | null]
+/** What a settlement of rows with keys answers: positions, and then lanes that go on, or that may. */
+type SettledRow = readonly [id: bigint | null, tag: number | null, lane: string | null, goesOn: boolean | null]
 
 export const makeSettling = (options: {
   readonly session: bigint
@@ -28,6 +29,17 @@ export const makeSettling = (options: {
 }): Pick<Session, "settle" | "start" | "settleInTransaction"> => {
   const { client, goOn, held, session, settles: { run }, signals, statements, wakes } = options
 
+  /** Something may have come to these lanes that the settlement has not seen. */
+  const goOnIfMore = (lanes: ReadonlyArray<Lane>): Effect.Effect<void> =>
+    readyHeads(run, statements, lanes).pipe(
+      Effect.flatMap((heads) => {
+        goOn(heads)
+        return readyLocked(run, statements, heads)
+      }),
+      // It is settled all the same, and the next claim looks at them.
+      Effect.catch(() => Effect.sync(() => goOn(lanes)))
+    )
+
   /** Does the same to rows without and with keys, in the statements for these. Answers the positions that were found. */
   const both = <A extends { readonly claimed: Claimed }>(
     list: ReadonlyArray<A>,
@@ -37,7 +49,7 @@ export const makeSettling = (options: {
     const hasNoKey: Array<A> = []
     const isKeyed: Array<A> = []
     for (const each of list) (hasKey(placeOf(each.claimed)) ? isKeyed : hasNoKey).push(each)
-    return Effect.map(
+    return Effect.flatMap(
       Effect.all([
         hasNoKey.length === 0 ? Effect.succeed([]) : ofWaiting(hasNoKey),
         isKeyed.length === 0 ? Effect.succeed([]) : ofKeyed(isKeyed)
@@ -45,15 +57,16 @@ export const makeSettling = (options: {
       ([rows, keyedRows]) => {
         const found = new Set<bigint>()
         const lanes: Array<Lane> = []
+        const others: Array<Lane> = []
         // Rows with these columns are what the statements answer.
         for (const [id] of rows) found.add(id as bigint)
         for (const row of keyedRows) {
-          const [id, tag, lane] = row as SettledRow
+          const [id, tag, lane, goesOn] = row as SettledRow
           if (id !== null) found.add(id)
-          else if (tag !== null && lane !== null) lanes.push({ tag, lane })
+          else if (tag !== null && lane !== null) (goesOn === true ? lanes : others).push({ tag, lane })
         }
         goOn(lanes)
-        return found
+        return Effect.as(goOnIfMore(others), found)
       }
     )
   }

@@ -2,6 +2,7 @@
  * Every statement of a store, for the tables of one schema.
  */
 import { append } from "./sql/append.ts"
+import { heads } from "./sql/heads.ts"
 import { keyed } from "./sql/keyed.ts"
 import { quote } from "./sql/names.ts"
 import { sessions } from "./sql/sessions.ts"
@@ -30,5 +31,11 @@ export type Statements = ReturnType<typeof make>
 
 export const make = (schema: string, keepsDelivered = false) => {
   const name = quote(schema)
-  return { ...append(name), ...waiting(name, keepsDelivered), ...keyed(name, keepsDelivered), ...sessions(name) }
+  return {
+    ...append(name),
+    ...waiting(name, keepsDelivered),
+    ...keyed(name, keepsDelivered),
+    ...heads(name),
+    ...sessions(name)
+  }
 }

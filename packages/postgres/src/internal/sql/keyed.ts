@@ -7,7 +7,7 @@
  * - A row is ready when it is added, unless another one of its statement goes before it in its lane.
  * - A claim that finds a ready row which is no head, or whose lane is stopped, makes it not ready. It holds a lock meanwhile on
  *   what stops it, the head or the pause, so that this can't go away unnoticed.
- * - Whoever takes a head away, or a pause, makes the next head ready.
+ * - Whoever takes a head away, or a pause, makes the next head ready. What is the next one is certain in a later statement only.
  */
 import { columns, everyLane, free, interval, isHeld, kinds, suspect, suspicions, withEvent } from "./names.ts"
 import { bury, claimedColumns, eventOf, keep } from "./waiting.ts"
@@ -22,22 +22,33 @@ export const keyed = (name: string, keepsDelivered: boolean) => {
   ) AS k`
   const given = "(SELECT * FROM unnest($2::int4[], $3::uuid[], $4::int8[]) AS p(tag, lane, id))"
 
-  /**
-   * Makes the next ones ready after what is `gone`, but for those that somebody has leased, and lanes of `unless`. The `OFFSET`
-   * keeps the planner from turning the join round, and reading whole lanes.
-   */
+  /** Makes the next ones ready after what is `gone`, but for those that somebody has leased, and lanes of `unless`. */
   const next = (unless = "") =>
-    `UPDATE ${name}.keyed AS k SET ready = true FROM (
-    SELECT g.tag, g.lane, n.id FROM (
-      SELECT tag, lane, max(id) AS last FROM gone${unless} GROUP BY tag, lane
-    ) AS g CROSS JOIN LATERAL (
-      SELECT id, lease FROM ${name}.keyed WHERE tag = g.tag AND lane = g.lane AND id > g.last ORDER BY tag, lane, id LIMIT 1
-    ) AS n WHERE n.lease = ${free} OFFSET 0
-  ) AS heads
-  WHERE k.tag = heads.tag AND k.lane = heads.lane AND k.id = heads.id AND k.lease = ${free} AND k.due IS NULL`
+    `following AS MATERIALIZED (
+  SELECT g.tag, g.lane, n.id FROM (
+    SELECT tag, lane, max(id) AS last FROM gone${unless} GROUP BY tag, lane
+  ) AS g LEFT JOIN LATERAL (
+    SELECT id, lease, due FROM ${name}.keyed WHERE tag = g.tag AND lane = g.lane AND id > g.last ORDER BY tag, lane, id LIMIT 1
+  ) AS n ON true
+  WHERE n.id IS NULL OR (n.lease = ${free} AND n.due IS NULL)
+), next AS (
+  UPDATE ${name}.keyed AS k SET ready = true FROM following AS f
+  WHERE k.tag = f.tag AND k.lane = f.lane AND k.id = f.id AND k.lease = ${free} AND k.due IS NULL
+  RETURNING k.tag, k.lane
+)`
+
+  /**
+   * Lanes that go on; and lanes of which the statement has seen no next one, though there may be one by now: somebody may have
+   * added it meanwhile, and a claim may have found it behind what is gone.
+   */
+  const lanesOf = `SELECT NULL, tag, lane::text, true FROM next
+UNION ALL SELECT NULL, tag, lane::text, false FROM following WHERE (tag, lane) NOT IN (SELECT tag, lane FROM next)`
 
   const kept = keep(name, "lane, partition_key")
   const gone = `tag, lane, id, queue, partition_key, suspicion, ${columns}`
+
+  const freed = `ready = suspicion <> ${suspicions.strong},
+  lease = CASE suspicion WHEN ${suspicions.strong} THEN ${suspect} ELSE ${free} END`
 
   const succeed = `DELETE FROM ${name}.keyed WHERE ctid = ANY (ARRAY (
     ${placesOf(given)}
@@ -158,12 +169,14 @@ UPDATE ${name}.keyed SET lease = $1 WHERE ctid = ANY (ARRAY (
 )) AND lease = ${suspect}
 RETURNING ${claimedColumns}, tag, lane::text, partition_key`,
 
-    /** Frees what a claim whose answer was lost has leased: all of `$1` but those at `$2`. */
-    reclaimKeyed: `UPDATE ${name}.keyed SET ready = suspicion <> ${suspicions.strong},
-  lease = CASE suspicion WHEN ${suspicions.strong} THEN ${suspect} ELSE ${free} END
-WHERE ctid = ANY (ARRAY (
-  SELECT ctid FROM ${name}.keyed WHERE lease = $1 AND id <> ALL ($2::int8[]) FOR NO KEY UPDATE
-)) AND lease = $1`,
+    /** Frees what a claim whose answer was lost has leased: all of `$1` but those at `$2`. What is cancelled it leaves. */
+    reclaimKeyed: `UPDATE ${name}.keyed SET ${freed}
+WHERE lease = $1 AND id <> ALL ($2::int8[]) AND suspicion <> ${suspicions.cancelled}`,
+
+    /** Deletes what is cancelled of the same. Answers their lanes. */
+    discardLostKeyed: `DELETE FROM ${name}.keyed
+WHERE lease = $1 AND id <> ALL ($2::int8[]) AND suspicion = ${suspicions.cancelled}
+RETURNING tag, lane::text`,
 
     /**
      * Puts on record that what session `$1` holds has started: tags `$2`, lanes `$3`, positions `$4`. Answers the positions. It
@@ -180,28 +193,23 @@ WHERE ctid = ANY (ARRAY (
 )
 SELECT id FROM held`,
 
-    /** Deletes what has succeeded of session `$1`: tags `$2`, lanes `$3`, positions `$4`. Answers positions, and lanes that go on. */
+    /** Deletes what has succeeded of session `$1`: tags `$2`, lanes `$3`, positions `$4`. Answers positions, and `lanesOf`. */
     succeedKeyed: `WITH gone AS (
   ${succeed}
-), next AS (
-  ${next()}
-  RETURNING k.tag, k.lane
-)${keepsDelivered ? `, kept AS (${kept} FROM gone)` : ""}
-SELECT id, NULL::int4, NULL::text FROM gone UNION ALL SELECT NULL, tag, lane::text FROM next`,
+), ${next()}${keepsDelivered ? `, kept AS (${kept} FROM gone)` : ""}
+SELECT id, NULL::int4, NULL::text, NULL::bool FROM gone UNION ALL ${lanesOf}`,
 
     /** The same for one, with parameters that are text, whatever types the user's client knows. */
     succeedKeyedInTransaction: `WITH gone AS (
   DELETE FROM ${name}.keyed WHERE tag = $1::text::int4 AND lane = $2::text::uuid AND id = $3::text::int8
     AND lease IN ($4::text::int8, -($4::text::int8))
   RETURNING ${gone}
-), next AS (
-  ${next()}
-)${keepsDelivered ? `, kept AS (${kept} FROM gone)` : ""}
+), ${next()}${keepsDelivered ? `, kept AS (${kept} FROM gone)` : ""}
 SELECT '1'::bpchar FROM gone`,
 
     /**
      * Settles whatever has become of them, by `kinds`: `$5`, delays `$6`, failures `$7`, reasons `$8`, whether they block their
-     * lane `$9`. Answers positions, and lanes that go on.
+     * lane `$9`. Answers positions, and `lanesOf`.
      */
     settleKeyed: `WITH given AS MATERIALIZED (
   SELECT * FROM unnest($2::int4[], $3::uuid[], $4::int8[], $5::int4[], $6::int8[], $7::text[], $8::text[], $9::bool[])
@@ -246,34 +254,23 @@ SELECT '1'::bpchar FROM gone`,
 ), stopped AS (
   INSERT INTO ${name}.blocked (tag, lane, intent)
   SELECT tag, lane, intent FROM ended WHERE kind = ${kinds.Dead} AND blocks ON CONFLICT DO NOTHING
-), ${keepsDelivered ? `kept AS (${kept} FROM ended WHERE kind = ${kinds.Succeeded}), ` : ""}next AS (
-  ${
+), ${keepsDelivered ? `kept AS (${kept} FROM ended WHERE kind = ${kinds.Succeeded}), ` : ""}${
       next(
         ` WHERE NOT EXISTS (SELECT FROM places AS o WHERE o.tag = gone.tag AND o.lane = gone.lane AND (o.blocks OR o.stays))`
       )
     }
-  RETURNING k.tag, k.lane
-)
-SELECT id, NULL::int4, NULL::text FROM gone UNION ALL SELECT id, NULL, NULL FROM stays
-UNION ALL SELECT NULL, tag, lane::text FROM next`,
+SELECT id, NULL::int4, NULL::text, NULL::bool FROM gone UNION ALL SELECT id, NULL, NULL, NULL FROM stays
+UNION ALL ${lanesOf}`,
 
-    /** Frees what is left of a session that closes: tags `$2`, lanes `$3`, positions `$4`. */
-    leaveKeyed: `WITH gone AS (
-  DELETE FROM ${name}.keyed WHERE ctid = ANY (ARRAY (
-    ${placesOf(given)}
-  )) AND ${isHeld} AND suspicion = ${suspicions.cancelled}
-  RETURNING tag, lane, id
-), next AS (
-  ${
-      next(
-        ` WHERE NOT EXISTS (SELECT FROM ${given} AS o WHERE o.tag = gone.tag AND o.lane = gone.lane AND o.id > gone.id)`
-      )
-    }
-)
-UPDATE ${name}.keyed SET ready = suspicion <> ${suspicions.strong},
-  lease = CASE suspicion WHEN ${suspicions.strong} THEN ${suspect} ELSE ${free} END
+    /** Frees what is left of a session that closes: tags `$2`, lanes `$3`, positions `$4`. What is cancelled it leaves. */
+    leaveKeyed: `UPDATE ${name}.keyed SET ${freed}
 WHERE ctid = ANY (ARRAY (
   ${placesOf(given)}
-)) AND ${isHeld} AND suspicion <> ${suspicions.cancelled}`
+)) AND ${isHeld} AND suspicion <> ${suspicions.cancelled}`,
+
+    /** Deletes what is cancelled of the same. */
+    discardKeyed: `DELETE FROM ${name}.keyed WHERE ctid = ANY (ARRAY (
+  ${placesOf(given)}
+)) AND ${isHeld} AND suspicion = ${suspicions.cancelled}`
   }
 }

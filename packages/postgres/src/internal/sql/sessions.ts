@@ -17,7 +17,7 @@ export const sessions = (name: string) => {
   WHERE ctid = ANY (ARRAY (SELECT tid FROM locked WHERE suspicion <> ${suspicions.cancelled}))
   RETURNING queue`
 
-  const free_ = (table: string, more = "") =>
+  const free_ = (table: string, more = "", lanes = "NULL::int4[], NULL::text[]") =>
     `WITH leased AS MATERIALIZED (
   SELECT ctid AS tid, abs(lease) AS session FROM ${name}.${table}
   WHERE lease = ANY ($1::int8[]) OR lease = ANY ($2::int8[])
@@ -27,13 +27,13 @@ export const sessions = (name: string) => {
   FOR UPDATE SKIP LOCKED
 ), cancelled AS (
   DELETE FROM ${name}.${table} WHERE ctid = ANY (ARRAY (SELECT tid FROM locked WHERE suspicion = ${suspicions.cancelled}))
-  RETURNING 1
+  RETURNING *
 ), freed AS (
   ${freed(table, more)}
 )
 SELECT g.session, (SELECT count(*)::int4 FROM leased WHERE session = g.session),
   (SELECT count(*)::int4 FROM locked WHERE session = g.session),
-  (SELECT count(*) FROM freed)::int4
+  (SELECT count(*) FROM freed)::int4, ${lanes}
 FROM unnest($1::int8[]) AS g(session)`
 
   return {
@@ -52,22 +52,25 @@ FROM unnest($1::int8[]) AS g(session)`
 
     /**
      * Shows that `$1` is alive, and answers `[whether it is, the ids, beats and leases of all, whether something waits in a
-     * queue of `$2` at or after its position in `$3`, or with a key in `$4`, or in a queue after `$8` that is of the version `$7`
-     * of the tag `$6`; when the next of these is due, when the server was started, whether there are suspects, what it holds that
-     * is cancelled, the tags and lanes that are paused, the newest queue]`. `$5` are the tags of the queues `$2`.
+     * queue of `$2` at or after its position in `$3`, or with a key in `$4`, or in another queue that is of the version `$7` of
+     * the tag `$6`; when the next of these is due, when the server was started, whether there are suspects, what it holds that
+     * is cancelled, the tags and lanes that are paused, the sum of the ids of all queues]`. `$5` are the tags of the
+     * queues `$2`. Where the sum is still `$8` there are no other queues: none ever goes.
      */
     beat: `WITH me AS (
   UPDATE ${name}.worker SET beat = beat + 1, beat_at = clock_timestamp() WHERE id = $1 AND beat >= 0 RETURNING 1
 ), every AS (
   SELECT array_agg(id) AS ids, array_agg(beat) AS beats, array_agg(lease_ms) AS leases
   FROM ${name}.worker WHERE id <> $1
+), every_id AS MATERIALIZED (
+  SELECT coalesce(sum(id), 0)::float8 AS sum FROM ${name}.queue
 ), every_queue AS (
   SELECT * FROM unnest($2::int4[], $3::int8[], $4::int8[], $5::int4[]) AS q(queue, floor, keyed_floor, tag)
   UNION ALL
   SELECT q.id, 0, 0, whole.id FROM ${name}.queue AS q
   JOIN unnest($6::text[], $7::int4[]) AS s(tag, version) ON q.tag = s.tag AND q.version = s.version
   JOIN ${name}.queue AS whole ON whole.tag = q.tag AND whole.version = 0
-  WHERE q.id > $8::int4
+  CROSS JOIN every_id WHERE every_id.sum <> $8::float8 AND q.id <> ALL ($2::int4[])
 ), asked AS MATERIALIZED (
   SELECT queue, floor, keyed_floor FROM every_queue AS q
   WHERE NOT EXISTS (SELECT FROM ${name}.paused AS p WHERE p.tag = q.tag AND p.lane = '${everyLane}')
@@ -107,8 +110,8 @@ SELECT EXISTS (SELECT FROM me), coalesce(ids, '{}'), coalesce(beats, '{}'), coal
     UNION ALL SELECT intent::text FROM ${name}.keyed
     WHERE suspicion = ${suspicions.cancelled} AND queue = ANY ($2::int4[]) AND abs(lease) = $1
   ),
-  coalesce(tags, '{}'), coalesce(lanes, '{}'), (SELECT max(id) FROM ${name}.queue)
-FROM every, paused`,
+  coalesce(tags, '{}'), coalesce(lanes, '{}'), sum
+FROM every, paused, every_id`,
 
     /** Ends those of the sessions `$1` whose beat is still that of `$2`, on the server that was started at `$3`. */
     end: `UPDATE ${name}.worker SET beat = -1 WHERE id = ANY (ARRAY (
@@ -120,10 +123,15 @@ RETURNING id`,
 
     /**
      * Frees what the ended sessions `$1`, which `$2` has below zero, had claimed. What had started is a suspect now. Answers
-     * `[session, how many it had, how many of these are free, how many are free in all]`.
+     * `[session, how many it had, how many of these are free, how many are free in all, the tags and lanes of what was
+     * cancelled, and is deleted]`.
      */
     free: free_("waiting"),
-    freeKeyed: free_("keyed", `, ready = NOT (lease < ${free} OR suspicion = ${suspicions.strong})`),
+    freeKeyed: free_(
+      "keyed",
+      `, ready = NOT (lease < ${free} OR suspicion = ${suspicions.strong})`,
+      `ARRAY (SELECT tag FROM cancelled ORDER BY id), ARRAY (SELECT lane::text FROM cancelled ORDER BY id)`
+    ),
 
     /** Forgets sessions, and gives back what they were permitted. */
     unregister: `WITH permitted AS (DELETE FROM ${name}.permit WHERE session = ANY ($1::int8[]))
@@ -155,8 +163,8 @@ WHERE p.tag = ANY ($1::int4[]) ORDER BY p.tag, p.session`,
 
     /** Writes down what session `$1` has been permitted, and what is left. */
     grant: `WITH given AS MATERIALIZED (
-  SELECT * FROM unnest($2::int4[], $3::int4[], $4::int4[], $5::int4[], $6::int4[], $7::int4[], $8::int4[], $9::float8[],
-    $10::int4[]) AS g(tag, running, granted, wanted, wanted_tokens, granted_turn, tokens_turn, tokens, turn)
+  SELECT * FROM unnest($2::int4[], $3::int4[], $4::int4[], $5::int4[], $6::int4[], $7::float8[], $8::float8[],
+    $9::float8[], $10::float8[]) AS g(tag, running, granted, wanted, wanted_tokens, granted_turn, tokens_turn, tokens, turn)
 ), left_over AS (
   UPDATE ${name}.bucket AS b SET tokens = g.tokens, turn = g.turn FROM given AS g WHERE b.tag = g.tag
 )

@@ -109,12 +109,14 @@ UPDATE ${name}.waiting SET lease = $1 WHERE ctid = ANY (ARRAY (
 )) AND lease = ${suspect}
 RETURNING ${claimedColumns}`,
 
-    /** Frees what a claim whose answer was lost has leased: all of `$1` but those at `$2`. */
+    /** Frees what a claim whose answer was lost has leased: all of `$1` but those at `$2`. What is cancelled it leaves. */
     reclaim:
       `UPDATE ${name}.waiting SET lease = CASE suspicion WHEN ${suspicions.strong} THEN ${suspect} ELSE ${free} END
-WHERE ctid = ANY (ARRAY (
-  SELECT ctid FROM ${name}.waiting WHERE lease = $1 AND id <> ALL ($2::int8[]) FOR NO KEY UPDATE
-)) AND lease = $1`,
+WHERE lease = $1 AND id <> ALL ($2::int8[]) AND suspicion <> ${suspicions.cancelled}`,
+
+    /** Deletes what is cancelled of the same. */
+    discardLost: `DELETE FROM ${name}.waiting
+WHERE lease = $1 AND id <> ALL ($2::int8[]) AND suspicion = ${suspicions.cancelled}`,
 
     /**
      * Puts on record that what session `$1` holds has started: queues `$2`, positions `$3`. Answers the positions. It waits for
@@ -176,13 +178,13 @@ SELECT id FROM held`,
 )
 SELECT id FROM gone UNION ALL SELECT id FROM cancelled UNION ALL SELECT id FROM freed`,
 
-    /** Frees what is left of a session that closes. */
-    leave: `WITH cancelled AS (
-  DELETE FROM ${name}.waiting WHERE ctid = ANY (ARRAY (
-    ${places}
-  )) AND ${isHeld} AND suspicion = ${suspicions.cancelled}
-)
-UPDATE ${name}.waiting SET lease = CASE suspicion WHEN ${suspicions.strong} THEN ${suspect} ELSE ${free} END
+    /** Deletes what is cancelled of what is left of a session that closes. */
+    discard: `DELETE FROM ${name}.waiting WHERE ctid = ANY (ARRAY (
+  ${places}
+)) AND ${isHeld} AND suspicion = ${suspicions.cancelled}`,
+
+    /** Frees the rest of it. */
+    leave: `UPDATE ${name}.waiting SET lease = CASE suspicion WHEN ${suspicions.strong} THEN ${suspect} ELSE ${free} END
 WHERE ctid = ANY (ARRAY (
   ${places}
 )) AND ${isHeld} AND suspicion <> ${suspicions.cancelled}`
