@@ -130,20 +130,24 @@ it.layer(layerStore)("sessions", (it) => {
         const store = yield* storeOver(client)
         const added = envelopes(3, { partitionKey })
         const first = envelope({ tag: added[0]!.tag, partitionKey: partitionKey && "first" })
-        yield* store.append([first, ...added])
+        yield* store.append([first])
         const session = yield* open(store, [first.tag])
-        yield* session.claim({ ...all, rows: 1 })
         // No connection is being opened, which would wait for an answer until the clock moves.
         yield* untilListening(session)
+        assert.strictEqual((yield* session.claim(all)).length, 1)
+        yield* store.append(added)
         state.isLossy = true
         assert.isTrue(Exit.isFailure(yield* Effect.exit(session.claim(all))))
         state.isLossy = false
-        assert.strictEqual(yield* (yield* OutboxStore).operations.cancel({ ids: [added[0]!.id] }), 1)
+        const { cancel, find } = (yield* OutboxStore).operations
+        assert.strictEqual((yield* find(added[0]!.id))?.state, "claimed")
+        assert.strictEqual(yield* cancel({ ids: [added[0]!.id] }), 1)
         const rest = yield* Effect.retry(session.claim(all), { times: 3 })
         assert.deepStrictEqual(
           rest.map(({ id }) => id),
           (partitionKey === undefined ? added.slice(1) : [added[1]!]).map(({ id }) => id)
         )
+        assert.isUndefined(yield* find(added[0]!.id))
       })
   )
 
