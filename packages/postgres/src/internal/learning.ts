@@ -17,7 +17,7 @@ export interface Learning {
   /** This is the sum of the ids of all queues. None ever goes, so that it grows with each that is committed. */
   readonly see: (sum: number) => void
   /** The sum that had been seen when the queues were last looked for. */
-  readonly newest: () => number
+  readonly sum: () => number
 }
 
 export const makeLearning = (queues: Queues, subscribed: Subscribed): Learning => {
@@ -65,6 +65,6 @@ export const makeLearning = (queues: Queues, subscribed: Subscribed): Learning =
       seen = sum
       isStale = true
     },
-    newest: () => learned
+    sum: () => learned
   }
 }

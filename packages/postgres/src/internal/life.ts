@@ -29,7 +29,7 @@ type BeatRow = readonly [
   cancelled: ReadonlyArray<string>,
   pausedTags: ReadonlyArray<number>,
   pausedLanes: ReadonlyArray<string>,
-  newestQueue: number
+  queueSum: number
 ]
 
 type FreedRow = readonly [
@@ -89,7 +89,7 @@ export const makeLife = Effect.fnUntraced(function*(options: {
           subscribed.tagsOf(subscribed.ids.map((id) => subscribed.queueOf(id))),
           subscribed.versions.map(({ tag }) => tag),
           subscribed.versions.map(({ version }) => version),
-          learning.newest()
+          learning.sum()
         ])
       ),
       (rows): Beat => {
@@ -106,7 +106,7 @@ export const makeLife = Effect.fnUntraced(function*(options: {
           cancelled,
           pausedTags,
           pausedLanes,
-          newest
+          queueSum
         ] = rows[0] as BeatRow
         if (startedAt !== server) {
           // While the server was away nobody could show that he is alive.
@@ -122,7 +122,7 @@ export const makeLife = Effect.fnUntraced(function*(options: {
             others.set(id, { beat: count, since: at, lease: BigInt(Math.ceil(leases[index]! * 1e6)) })
           }
         }
-        learning.see(newest)
+        learning.see(queueSum)
         const isPast = due !== null && due <= 0
         claiming.expect(isWaiting, isPast)
         if (due !== null && !isPast) wakes.dueIn(due)
